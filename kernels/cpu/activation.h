@@ -1,0 +1,66 @@
+// Activations of one register. NaN in gives NaN out, as in torch.
+#pragma once
+#include "kernel.h"
+#include "vec.h"
+
+namespace convselect::CONVSELECT_ISA {
+
+// Comparisons with NaN are false, so NaN passes through both.
+CS_INLINE Vec at_least(Vec x, float low) { return x < splat(low) ? splat(low) : x; }
+CS_INLINE Vec at_most(Vec x, float high) { return x > splat(high) ? splat(high) : x; }
+
+// e^x by x = n ln 2 + r, |r| <= ln 2 / 2, and a degree-6 Taylor polynomial; relative error below 3e-7.
+// The argument is clamped to [-87, 88], where the result is finite and normal.
+CS_INLINE Vec exp_of(Vec x) {
+  x = at_most(at_least(x, -87.0f), 88.0f);
+  const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  Vec n = (x * 1.44269504088896341f + shift) - shift;
+  Vec r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vec p = splat(1.0f / 720);
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  Vec finite = x == x ? n : Vec{};
+  VecI bits = (__builtin_convertvector(finite, VecI) + 127) << 23;
+  return p * reinterpret_cast<Vec&>(bits);
+}
+
+CS_INLINE Vec sigmoid_of(Vec x) { return 1.0f / (1.0f + exp_of(-x)); }
+
+// tanh(x) = 1 - 2 / (e^2x + 1)
+CS_INLINE Vec tanh_of(Vec x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
+
+// erf by Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
+CS_INLINE Vec erf_of(Vec x) {
+  Vec a = x < Vec{} ? -x : x;
+  Vec t = 1.0f / (1.0f + 0.3275911f * a);
+  Vec p = splat(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  Vec y = 1.0f - p * t * exp_of(-a * a);
+  return x < Vec{} ? -y : y;
+}
+
+CS_INLINE Vec activate(Vec x, Act act, float alpha, float beta) {
+  switch (act) {
+    case Act::identity: return x;
+    case Act::relu: return at_least(x, 0.0f);
+    case Act::clamp: return at_most(at_least(x, alpha), beta);
+    case Act::leaky_relu: return x < Vec{} ? alpha * x : x;
+    case Act::silu: return x * sigmoid_of(x);
+    case Act::sigmoid: return sigmoid_of(x);
+    case Act::hardswish: return x * (at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6));
+    case Act::hardsigmoid: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6);
+    case Act::gelu: return 0.5f * x * (1.0f + erf_of(x * 0.70710678118654752f));
+    case Act::gelu_tanh: return 0.5f * x * (1.0f + tanh_of(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+  }
+  return x;
+}
+
+}  // namespace convselect::CONVSELECT_ISA

@@ -1,0 +1,16 @@
+// The rows each family contributes to the table of kernels.
+#pragma once
+#include "kernel.h"
+#include "vec.h"
+
+namespace convselect::CONVSELECT_ISA {
+
+#define CS_FAMILY(name)                 \
+  extern const Kernel name##_kernels[]; \
+  extern const int name##_count;
+
+CS_FAMILY(pointwise)
+
+#undef CS_FAMILY
+
+}  // namespace convselect::CONVSELECT_ISA

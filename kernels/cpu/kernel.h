@@ -1,0 +1,67 @@
+// The contract between the kernels and their callers. Free of torch and of templates of the C++ library, because it
+// is compiled once for each instruction set.
+#pragma once
+#include <cstdint>
+
+namespace convselect {
+
+// A convolution, in benchdnn's letters; dilation 1 means none. src [mb, ic, ih, iw], weight [oc, ic/g, kh, kw],
+// dst [mb, oc, oh, ow].
+struct Problem {
+  int64_t mb, ic, ih, iw, oc, kh, kw, sh, sw, ph, pw, dh, dw, g;
+
+  int64_t oh() const { return (ih + 2 * ph - dh * (kh - 1) - 1) / sh + 1; }
+  int64_t ow() const { return (iw + 2 * pw - dw * (kw - 1) - 1) / sw + 1; }
+  int64_t taps() const { return kh * kw; }
+};
+
+// The order is that of ACTIVATIONS in convselect/primitive.py.
+enum class Act : int {
+  identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh
+};
+
+// dst = act(conv + bias + residual). bias f32 [oc] or null; residual in dst's own layout or null.
+struct Epilogue {
+  const float* bias;
+  const float* residual;
+  Act act;
+  float alpha, beta;
+};
+
+// How to run tasks in parallel: `loop` calls body(context, begin, end) over disjoint parts of [0, n) and returns when
+// all have returned. `threads` bounds how many run at once.
+struct Parallel {
+  int threads;
+  void (*loop)(int64_t n, void (*body)(void* context, int64_t begin, int64_t end), void* context);
+};
+
+struct Call {
+  Problem p;
+  const float* src;
+  const float* packed;
+  float* dst;
+  float* workspace;  // workspace_floats(p, parallel.threads) floats, 64-byte aligned, contents undefined
+  Epilogue epilogue;
+  Parallel parallel;
+};
+
+// One row of the table of kernels. A kernel reads and writes only inside the buffers of `Call`.
+struct Kernel {
+  const char* name;
+  bool src_nhwc, dst_nhwc;
+  int64_t (*packed_floats)(const Problem&);
+  void (*pack)(const Problem&, const float* weight, float* packed);
+  int64_t (*workspace_floats)(const Problem&, int threads);
+  void (*run)(const Call&);
+};
+
+// What one build of the sources for one instruction set offers.
+struct KernelTable {
+  const Kernel* rows;
+  int count;
+  // NCHW <-> NHWC of f32 [mb, channels, pixels]: dst[n][q][c] = src[n][c][q], or the inverse.
+  void (*to_nhwc)(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel&);
+  void (*to_nchw)(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel&);
+};
+
+}  // namespace convselect

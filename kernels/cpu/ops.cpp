@@ -1,0 +1,254 @@
+// The operators torch.ops.convselect.*: argument checks and a call into the table of kernels. The only file that sees
+// torch, through its stable ABI, so that one binary serves torch 2.10 and later.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace {
+
+using convselect::Call;
+using convselect::Kernel;
+using convselect::Problem;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+struct Loaded {
+  const convselect::KernelTable* table;
+  convselect::Isa isa;
+};
+
+const Loaded& loaded() {
+  static const Loaded value = [] {
+    Loaded found{};
+    const char* bad = nullptr;
+    found.table = convselect::kernels(&found.isa, &bad);
+    STD_TORCH_CHECK(found.table, "CONVSELECT_ISA is '", bad ? bad : "", "', must be one of avx512, avx2, portable, neon");
+    return found;
+  }();
+  return value;
+}
+
+const Kernel& kernel_at(int64_t id) {
+  STD_TORCH_CHECK(id >= 0 && id < loaded().table->count, "kernel is ", id, ", must be below ", loaded().table->count);
+  return loaded().table->rows[id];
+}
+
+// sizes: mb ic ih iw; geometry: oc kh kw sh sw ph pw dh dw g.
+Problem problem_of(const int64_t* s, const Ints& g) {
+  STD_TORCH_CHECK(g.size() == 10, "geometry has ", g.size(), " numbers, must have 10: oc kh kw sh sw ph pw dh dw g");
+  Problem p{s[0], s[1], s[2], s[3], g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
+  STD_TORCH_CHECK(p.g > 0 && p.ic % p.g == 0 && p.oc % p.g == 0, "g is ", p.g, ", must divide ic=", p.ic, " and oc=", p.oc);
+  STD_TORCH_CHECK(p.kh > 0 && p.kw > 0 && p.sh > 0 && p.sw > 0 && p.dh > 0 && p.dw > 0 && p.ph >= 0 && p.pw >= 0,
+                  "kernel, stride and dilation must be positive, padding not negative");
+  STD_TORCH_CHECK(p.oh() > 0 && p.ow() > 0, "the kernel does not fit into the padded input");
+  return p;
+}
+
+Problem problem_of(const Ints& sizes, const Ints& geometry) {
+  STD_TORCH_CHECK(sizes.size() == 4, "sizes has ", sizes.size(), " numbers, must have 4: mb ic ih iw");
+  return problem_of(sizes.data(), geometry);
+}
+
+convselect::Parallel parallel_here() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+            torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+          }};
+}
+
+void check_float(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == torch::headeronly::ScalarType::Float, name,
+                  " must be a float32 tensor on the CPU");
+}
+
+// Whether a 4-d tensor is dense in that order; strides of dimensions of size 1 mean nothing.
+bool dense(const Tensor& t, bool nhwc) {
+  static const int order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
+  int64_t stride = 1;
+  for (int d : order[nhwc]) {
+    if (t.size(d) != 1 && t.stride(d) != stride) return false;
+    stride *= t.size(d);
+  }
+  return true;
+}
+
+void check_activation(const Tensor& t, const char* name, bool nhwc, const int64_t (&sizes)[4]) {
+  check_float(t, name);
+  STD_TORCH_CHECK(t.dim() == 4, name, " has ", t.dim(), " dimensions, must have 4");
+  for (int d = 0; d < 4; ++d)
+    STD_TORCH_CHECK(t.size(d) == sizes[d], name, " has size ", t.size(d), " in dimension ", d, ", must have ", sizes[d]);
+  STD_TORCH_CHECK(t.numel() == 0 || dense(t, nhwc), name, " must be dense in ", nhwc ? "NHWC" : "NCHW");
+}
+
+Tensor empty(const int64_t (&sizes)[4], bool nhwc) {
+  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+  const int64_t strides[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, strides[nhwc], aoti_torch_dtype_float32(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Scratch of the calling thread, kept for the next call: fresh memory would be paid for in page faults each time.
+class Scratch {
+ public:
+  ~Scratch() { std::free(data_); }
+  float* at_least(int64_t floats) {
+    if (floats > floats_) {
+      std::free(data_);
+      floats_ = 0;
+      data_ = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+      STD_TORCH_CHECK(data_, "out of memory: a workspace of ", floats * 4, " bytes");
+      floats_ = floats;
+    }
+    return data_;
+  }
+
+ private:
+  float* data_ = nullptr;
+  int64_t floats_ = 0;
+};
+thread_local Scratch scratch;
+
+Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual, const Ints& geometry, int64_t activation) {
+  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
+  const Problem p = problem_of(sizes, geometry);
+  check_activation(src, "src", kernel.src_nhwc, sizes);
+  check_float(packed, "packed");
+  STD_TORCH_CHECK(packed.numel() == kernel.packed_floats(p), "packed has ", packed.numel(), " elements, ", kernel.name,
+                  " needs ", kernel.packed_floats(p), " for this problem");
+  if (bias) {
+    check_float(*bias, "bias");
+    STD_TORCH_CHECK(bias->numel() == p.oc && bias->is_contiguous(), "bias must be contiguous and have oc=", p.oc, " elements");
+  }
+  if (residual) check_activation(*residual, "residual", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
+  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int>(convselect::Act::gelu_tanh), "activation is ", activation);
+  return p;
+}
+
+Call call_of(const Problem& p, const Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
+             const std::optional<Tensor>& residual, const Tensor& dst, int64_t activation, double alpha, double beta) {
+  auto floats = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
+  return {p,
+          floats(src),
+          floats(packed),
+          static_cast<float*>(dst.mutable_data_ptr()),
+          nullptr,
+          {bias ? floats(*bias) : nullptr, residual ? floats(*residual) : nullptr,
+           static_cast<convselect::Act>(activation), static_cast<float>(alpha), static_cast<float>(beta)},
+          parallel_here()};
+}
+
+Tensor conv(Tensor src, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual, int64_t kernel_id,
+            Ints geometry, int64_t activation, double alpha, double beta) {
+  const Kernel& kernel = kernel_at(kernel_id);
+  const Problem p = check_conv(kernel, src, packed, bias, residual, geometry, activation);
+  Tensor dst = empty({p.mb, p.oc, p.oh(), p.ow()}, kernel.dst_nhwc);
+  if (p.mb == 0) return dst;
+  Call call = call_of(p, src, packed, bias, residual, dst, activation, alpha, beta);
+  call.workspace = scratch.at_least(kernel.workspace_floats(p, call.parallel.threads));
+  kernel.run(call);
+  return dst;
+}
+
+// As `conv`, into buffers of the caller's.
+void conv_out(Tensor dst, Tensor workspace, Tensor src, Tensor packed, std::optional<Tensor> bias,
+              std::optional<Tensor> residual, int64_t kernel_id, Ints geometry, int64_t activation, double alpha,
+              double beta) {
+  const Kernel& kernel = kernel_at(kernel_id);
+  const Problem p = check_conv(kernel, src, packed, bias, residual, geometry, activation);
+  check_activation(dst, "dst", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
+  if (p.mb == 0) return;
+  Call call = call_of(p, src, packed, bias, residual, dst, activation, alpha, beta);
+  check_float(workspace, "workspace");
+  const int64_t floats = kernel.workspace_floats(p, call.parallel.threads);
+  STD_TORCH_CHECK(workspace.numel() >= floats, "workspace has ", workspace.numel(), " elements, ", kernel.name, " needs ", floats);
+  call.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(call.workspace) % 64 == 0, "workspace must be aligned to 64 bytes");
+  kernel.run(call);
+}
+
+Tensor pack(Tensor weight, int64_t kernel_id, Ints sizes, Ints geometry) {
+  const Kernel& kernel = kernel_at(kernel_id);
+  const Problem p = problem_of(sizes, geometry);
+  check_float(weight, "weight");
+  STD_TORCH_CHECK(weight.is_contiguous() && weight.numel() == p.oc * (p.ic / p.g) * p.kh * p.kw,
+                  "weight must be contiguous, [oc, ic/g, kh, kw]");
+  Tensor packed = empty({1, 1, 1, kernel.packed_floats(p)}, false);
+  kernel.pack(p, static_cast<const float*>(weight.const_data_ptr()), static_cast<float*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
+// src in the other layout. A tensor that is dense in neither is the caller's to make so.
+Tensor to_layout(Tensor src, bool nhwc) {
+  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
+  check_activation(src, "src", !nhwc, sizes);
+  Tensor dst = empty(sizes, nhwc);
+  if (src.numel() == 0) return dst;
+  const auto& table = *loaded().table;
+  (nhwc ? table.to_nhwc : table.to_nchw)(static_cast<const float*>(src.const_data_ptr()),
+                                         static_cast<float*>(dst.mutable_data_ptr()), sizes[0], sizes[1],
+                                         sizes[2] * sizes[3], parallel_here());
+  return dst;
+}
+
+int64_t isa() { return static_cast<int64_t>(loaded().isa); }
+
+// The row of the kernel whose name has these ASCII codes, or -1.
+int64_t kernel_id(Ints codes) {
+  const std::string name(codes.begin(), codes.end());
+  for (int i = 0; i < loaded().table->count; ++i)
+    if (name == loaded().table->rows[i].name) return i;
+  return -1;
+}
+
+int64_t packed_bytes(int64_t kernel, Ints sizes, Ints geometry) {
+  return 4 * kernel_at(kernel).packed_floats(problem_of(sizes, geometry));
+}
+
+int64_t workspace_bytes(int64_t kernel, Ints sizes, Ints geometry, int64_t threads) {
+  STD_TORCH_CHECK(threads > 0, "threads is ", threads, ", must be positive");
+  return 4 * kernel_at(kernel).workspace_floats(problem_of(sizes, geometry), static_cast<int>(threads));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(convselect, m) {
+  m.def("isa() -> int");
+  m.def("kernel_id(int[] name) -> int");
+  m.def("packed_bytes(int kernel, int[] sizes, int[] geometry) -> int");
+  m.def("workspace_bytes(int kernel, int[] sizes, int[] geometry, int threads) -> int");
+  m.def("pack(Tensor weight, int kernel, int[] sizes, int[] geometry) -> Tensor");
+  m.def(
+      "conv(Tensor src, Tensor packed, Tensor? bias, Tensor? residual, int kernel, int[] geometry, int activation, "
+      "float alpha, float beta) -> Tensor");
+  m.def(
+      "conv_out(Tensor(a!) dst, Tensor(b!) workspace, Tensor src, Tensor packed, Tensor? bias, Tensor? residual, "
+      "int kernel, int[] geometry, int activation, float alpha, float beta) -> ()");
+  m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(convselect, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("kernel_id", TORCH_BOX(&kernel_id));
+  m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
+  m.impl("workspace_bytes", TORCH_BOX(&workspace_bytes));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
+  m.impl("pack", TORCH_BOX(&pack));
+  m.impl("conv", TORCH_BOX(&conv));
+  m.impl("conv_out", TORCH_BOX(&conv_out));
+  m.impl("to_layout", TORCH_BOX(&to_layout));
+}

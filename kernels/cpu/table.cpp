@@ -1,0 +1,31 @@
+// The table of this instruction set's kernels; dispatch.cpp picks one table at run time.
+#include "families.h"
+#include "transform.h"
+
+namespace convselect::CONVSELECT_ISA {
+namespace {
+
+struct Family {
+  const Kernel* rows;
+  int count;
+};
+
+constexpr int CAPACITY = 64;
+Kernel rows[CAPACITY];
+
+}  // namespace
+
+const KernelTable& table() {
+  static const KernelTable built = [] {
+    const Family families[] = {
+        {pointwise_kernels, pointwise_count},
+    };
+    int count = 0;
+    for (const Family& family : families)
+      for (int i = 0; i < family.count && count < CAPACITY; ++i) rows[count++] = family.rows[i];
+    return KernelTable{rows, count, to_nhwc, to_nchw};
+  }();
+  return built;
+}
+
+}  // namespace convselect::CONVSELECT_ISA
