@@ -203,6 +203,29 @@ Tensor to_layout(Tensor src, bool nhwc) {
   return dst;
 }
 
+// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and whether
+// to read all of it (1) or one cache line in each page (0). The caller keeps the memory alive.
+int64_t fingerprint(Tensor table) {
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == 3 && table.is_contiguous() &&
+                      table.scalar_type() == torch::headeronly::ScalarType::Long,
+                  "table must be a contiguous int64 tensor [n, 3]");
+  constexpr int64_t LINE = 64, PAGE = 4096;
+  const int64_t* row = static_cast<const int64_t*>(table.const_data_ptr());
+  uint64_t lanes[4] = {};
+  for (int64_t i = 0; i < table.size(0); ++i, row += 3) {
+    const char* bytes = reinterpret_cast<const char*>(row[0]);
+    const int64_t step = row[2] ? LINE : PAGE;
+    for (int64_t at = 0; at < row[1]; at += step) {
+      uint64_t words[8] = {};
+      std::memcpy(words, bytes + at, static_cast<size_t>(row[1] - at < LINE ? row[1] - at : LINE));
+      for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
+    }
+  }
+  uint64_t digest = 0;
+  for (uint64_t lane : lanes) digest = (digest ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
+  return static_cast<int64_t>(digest);
+}
+
 int64_t isa() { return static_cast<int64_t>(loaded().isa); }
 
 // The row of the kernel whose name has these ASCII codes, or -1.
@@ -236,6 +259,7 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def(
       "conv_out(Tensor(a!) dst, Tensor(b!) workspace, Tensor src, Tensor packed, Tensor? bias, Tensor? residual, "
       "int kernel, int[] geometry, int activation, float alpha, float beta) -> ()");
+  m.def("fingerprint(Tensor table) -> int");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
 }
 
@@ -250,5 +274,6 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("conv", TORCH_BOX(&conv));
   m.impl("conv_out", TORCH_BOX(&conv_out));
+  m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("to_layout", TORCH_BOX(&to_layout));
 }

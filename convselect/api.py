@@ -1,0 +1,94 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from convselect import calibration
+from convselect.backend import Backend
+from convselect.errors import unknown_choice
+from convselect.explain import Explanation
+from convselect.options import Options
+from convselect.runtime import run_graphs
+
+
+def compile(
+    model: torch.nn.Module,
+    *,
+    accuracy: str = "default",
+    calibrate: str = "auto",
+    budget_s: float = 2.0,
+    select: str = "model",
+    memory_mb: float | None = None,
+    remainder: str = "eager",
+    dynamic: bool | None = None,
+    strict: bool = False,
+) -> Callable[..., Any]:
+    """A faster `model`, for inference: each convolution calls the primitive that is predicted fastest.
+
+    The first call captures the model, selects and builds; call it under `torch.inference_mode()` or
+    `torch.no_grad()`. Weights may change afterwards in any way. Another spatial size of the input compiles again,
+    another batch size does so once.
+
+    Args:
+        model: a `torch.nn.Module` in eval mode. What is not a float32 two-dimensional convolution runs as before.
+        accuracy: "strict" (direct, GEMM-based, Winograd F(2,3)), "default" (also what errs by at most 5e-6
+            relative to float64), or "fast" (at most 2e-5).
+        calibrate: "auto" times a few primitives on the first run on a machine, "always" on each compilation,
+            "never" takes the shipped model as it is.
+        budget_s: seconds that calibration, and `select="model+verify"`, may spend timing.
+        select: "model" predicts; "measure" times every candidate of every layer, which is slow; "model+verify"
+            predicts, then times the close calls.
+        memory_mb: bound on the memory of packed weights and workspace together; None is unbounded.
+        remainder: "eager" or "inductor" runs the operators that are not convolutions.
+        dynamic: as in `torch.compile`.
+        strict: raise `UnconvertedError` where otherwise a `ConvselectWarning` says that something runs unconverted.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: an option has no such value, or `model` has parameters that are not initialised.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is {model!r} ({type(model).__name__}), must be a torch.nn.Module")
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(parameter):
+            raise ValueError(
+                f"{name!r} is not initialised; run the model once on an example input before compiling it"
+            )
+    options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, strict)
+    compiled: Callable[..., Any] = torch.compile(model, backend=Backend(options), dynamic=dynamic)
+    return compiled
+
+
+def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:
+    """What `fast(*inputs)` runs and why, with predicted and measured times.
+
+    Runs `fast` under inference mode: compiles it if that has not happened for inputs of this shape. Where capture
+    split the model into several graphs, the explanation covers all of them.
+
+    Raises:
+        ValueError: the call ran no graph of convselect's.
+    """
+    ran = run_graphs(fast, inputs)
+    if not ran:
+        raise ValueError(
+            f"{type(fast).__name__} ran no graph compiled by convselect; "
+            'pass the result of convselect.compile(model) or torch.compile(model, backend="convselect")'
+        )
+    return Explanation.merged([graph.explained(args) for graph, args in ran])
+
+
+def calibrate(budget_s: float = 2.0, device: str = "cpu") -> None:
+    """Times a few primitives on this machine and stores what they tell; what the first run does by itself.
+
+    Args:
+        budget_s: seconds to spend timing.
+        device: "cpu".
+    """
+    if device != "cpu":
+        raise unknown_choice("device", device, ("cpu",))
+    calibration.calibrate(budget_s)

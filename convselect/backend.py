@@ -1,0 +1,161 @@
+"""The `torch.compile` backend: captures, selects, lowers. The orchestration, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import Graph, GraphModule, Node
+
+from convselect import machine as machines
+from convselect.errors import ConvselectWarning, UnconvertedError
+from convselect.graph.assign import Assignment, OperatorCosts, assign
+from convselect.graph.capture import (
+    ConvSpec,
+    Unconverted,
+    constants,
+    convolution,
+    find_convolutions,
+    size_hint,
+    static_inputs,
+)
+from convselect.graph.fold import drop_pool_indices, fold_batch_norms
+from convselect.graph.fuse import fuse_epilogues
+from convselect.graph.lower import Lowered, lower
+from convselect.graph.remainder import compile_remainder
+from convselect.graph.weights import Constants, Prepack, pack, split_constants
+from convselect.options import Options
+from convselect.plan import TransformPlan
+from convselect.planning import choices_for, plan_of
+from convselect.runtime import CompiledGraph
+
+
+class Backend:
+    """A backend with its options: `torch.compile(model, backend=Backend(Options(...)))`."""
+
+    __name__ = "convselect"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        wants_gradient = any(isinstance(value, torch.Tensor) and value.requires_grad for value in example_inputs)
+        if torch.is_grad_enabled() and wants_gradient:
+            self._fall_back(
+                "the model runs unconverted because gradients are enabled; "
+                "call it under torch.inference_mode() (or torch.no_grad()) to have it converted"
+            )
+            return gm.forward
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        compiler = partial(self._compile, placeholders)
+        return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
+
+    def _fall_back(self, message: str) -> None:
+        if self.options.strict:
+            raise UnconvertedError(message)
+        warnings.warn(message, ConvselectWarning, stacklevel=2)
+
+    def _compile(
+        self, dynamo_placeholders: Sequence[Node], gm: GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[[list[Any]], Any]:
+        graph = gm.graph
+        static = static_inputs(graph, dynamo_placeholders)
+        others, constant = prepare(graph, static)
+        for other in others:
+            self._fall_back(f"{other.name} runs in ATen: {other.reason}")
+        fold, positions = split_constants(graph, constant)
+
+        convs: dict[Node, ConvSpec] = {
+            node: node.meta["conv"] for node in graph.find_nodes(op="call_function", target=convolution)
+        }
+        here = machines.cpu()
+        start = time.perf_counter()
+        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+            choices = choices_for([spec.problem for spec in convs.values()], self.options, here)
+        candidates = {node: choices.candidates[spec.problem] for node, spec in convs.items()}
+        costs = OperatorCosts(choices.costs.operator_ms)
+        memory = math.inf if self.options.memory_mb is None else self.options.memory_mb * 2**20
+        assignment = assign(graph, candidates, costs, _nbytes, memory)
+        select_ms = 1e3 * (time.perf_counter() - start) - choices.measured_ms
+        plan = plan_of(graph, convs, others, choices, assignment, self.options, here, select_ms)
+
+        prepacks = _prepacks(convs, assignment)
+        fake = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
+        with fake:
+            lowered = lower(graph, assignment.chosen, len(prepacks))
+        plan = dataclasses.replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
+        body: Callable[..., Any] = lowered.module
+        if self.options.remainder == "inductor":
+            with fake:
+                fakes = pack(fold, prepacks, [example_inputs[position] for position in positions])
+            body = compile_remainder(lowered.module, fake, fakes)
+        return CompiledGraph(plan, lowered.module, body, Constants(fold, prepacks), positions, lowered.arguments)
+
+
+def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Node]]:
+    """Rewrites `graph` to `convolution` nodes with everything folded and fused that can be.
+
+    Returns what stays with ATen, and the nodes whose values depend on the `static` inputs alone.
+    """
+    constant = constants(graph, static)
+    others = find_convolutions(graph, constant)
+    constant = constants(graph, static)
+    fold_batch_norms(graph, constant)
+    drop_pool_indices(graph)
+    fuse_epilogues(graph)
+    return others, constant
+
+
+def _nbytes(node: Node) -> int:
+    """Of the node's value, 0 if that is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return math.prod(size_hint(size) for size in value.shape) * value.element_size()
+
+
+def _prepacks(convs: Mapping[Node, ConvSpec], assignment: Assignment) -> list[Prepack | None]:
+    """How to pack each weight; None for the biases between them."""
+    prepacks: list[Prepack | None] = []
+    for node, spec in convs.items():
+        chosen = assignment.chosen[node].candidate
+        assert chosen is not None
+        _, bias = node.meta["constants"]
+        prepacks.append(partial(chosen.primitive.prepack, spec.problem))
+        prepacks += [] if bias is None else [None]
+    return prepacks
+
+
+def _transforms(lowered: Lowered, convs: Mapping[Node, ConvSpec], costs: OperatorCosts) -> Iterator[TransformPlan]:
+    def name(node: Node) -> str:
+        return convs[node].name if node in convs else str(node.name)
+
+    for value, src, dst, readers in lowered.transforms:
+        yield TransformPlan(
+            value=name(value),
+            consumers=tuple(name(reader) for reader in readers),
+            shape=tuple(size_hint(size) for size in value.meta["val"].shape),
+            src_layout=str(src or "strided"),
+            dst_layout=str(dst),
+            predicted_ms=costs.transform_ms(_nbytes(value), src, dst),
+        )
+
+
+def convselect(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Callable[..., Any]:
+    """The entry point `torch.compile(model, backend="convselect", options={...})`."""
+    if mode is not None:
+        raise ValueError(f"mode is {mode!r}, but the convselect backend has no modes; use options={{...}}")
+    return Backend(Options.of(options))(gm, example_inputs)

@@ -1,0 +1,92 @@
+"""Epilogues: a residual addition and an activation after a convolution become part of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch.fx import Graph, Node
+
+from convselect.graph.capture import ConvSpec, convolution
+from convselect.primitive import IDENTITY, Activation
+
+aten = torch.ops.aten
+
+
+def activation_of(node: Node) -> Activation | None:
+    """The activation that `node` applies to its first argument; None if it is something else."""
+    arguments = node.args[1:]
+    match node.target:
+        case aten.relu.default:
+            return Activation("relu")
+        case aten.silu.default | aten.sigmoid.default | aten.hardswish.default | aten.hardsigmoid.default:
+            return Activation(node.target._schema.name.removeprefix("aten::"))
+        case aten.gelu.default:
+            tanh = node.kwargs.get("approximate", "none") == "tanh"
+            return Activation("gelu_tanh" if tanh else "gelu")
+        case aten.leaky_relu.default:
+            return Activation("leaky_relu", float(arguments[0]) if arguments else 0.01)
+        case aten.hardtanh.default | aten.clamp.default | aten.clamp_min.default | aten.clamp_max.default:
+            return _clamp(node)
+    return None
+
+
+def _clamp(node: Node) -> Activation | None:
+    """Bounds that are numbers; absent ones are infinite, except hardtanh's, which are -1 and 1."""
+    default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (-math.inf, math.inf)
+    names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
+    arguments = list(node.args[1:])
+    if node.target is aten.clamp_max.default:
+        arguments.insert(0, None)
+    bounds = []
+    for i, name in enumerate(names):
+        bound = arguments[i] if i < len(arguments) else node.kwargs.get(name)
+        bounds.append(default[i] if bound is None else bound)
+    if not all(isinstance(bound, (int, float)) for bound in bounds):
+        return None
+    return Activation("clamp", float(bounds[0]), float(bounds[1]))
+
+
+def _residual(node: Node, conv: Node) -> Node | None:
+    """The other operand where `node` is conv + other, of the same shape and type and without a factor."""
+    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
+        return None
+    others = [operand for operand in node.args if operand is not conv]
+    if len(others) != 1 or not isinstance(others[0], Node):
+        return None
+    value, mine = others[0].meta.get("val"), conv.meta["val"]
+    same = isinstance(value, torch.Tensor) and value.shape == mine.shape and value.dtype == mine.dtype
+    return others[0] if same and value.device == mine.device else None
+
+
+def fuse_epilogues(graph: Graph) -> None:
+    """Takes up to one residual addition and then one activation into each `convolution`.
+
+    The fused node stands where the last of them stood: there the residual has been computed.
+    """
+    for conv in graph.find_nodes(op="call_function", target=convolution):
+        spec: ConvSpec = conv.meta["conv"]
+        if spec.activation != IDENTITY:
+            continue
+        residual, chain = conv.args[3], [conv]
+        if residual is None and len(conv.users) == 1:
+            user = next(iter(conv.users))
+            residual = _residual(user, conv)
+            if residual is not None:
+                chain.append(user)
+        activation = IDENTITY
+        if len(chain[-1].users) == 1:
+            user = next(iter(chain[-1].users))
+            found = activation_of(user)
+            if found is not None and user.args[0] is chain[-1]:
+                activation = found
+                chain.append(user)
+        if len(chain) == 1:
+            continue
+        with graph.inserting_before(chain[-1]):
+            new = graph.call_function(convolution, (*conv.args[:3], residual))
+        new.meta = {**conv.meta, "conv": dataclasses.replace(spec, activation=activation)}
+        chain[-1].replace_all_uses_with(new)
+        for absorbed in reversed(chain):
+            graph.erase_node(absorbed)

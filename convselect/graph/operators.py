@@ -1,0 +1,67 @@
+"""Operators between the convolutions: which of them run in either layout, and what they are to the cost model."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from convselect.layout import Layout, holds
+
+aten = torch.ops.aten
+
+_KINDS = {
+    "max_pool": (aten.max_pool2d.default,),
+    "avg_pool": (aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default),
+    "cat": (aten.cat.default,),
+    "add": (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default),
+    "batch_norm": (aten.batch_norm.default,),
+    "mean": (aten.mean.dim,),
+    "elementwise": (
+        aten.relu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default, aten.hardsigmoid.default,
+        aten.gelu.default, aten.leaky_relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
+        aten.clamp_max.default, aten.tanh.default, aten.elu.default, aten.softplus.default, aten.exp.default,
+        aten.neg.default, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar,
+        aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default,
+    ),
+}  # fmt: skip
+_KIND_OF = {target: kind for kind, targets in _KINDS.items() for target in targets}
+
+
+def is_activation(value: object) -> bool:
+    """Whether `value` is what layouts are about: a 4-d float32 tensor on the CPU."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 4
+        and value.dtype == torch.float32
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+    )
+
+
+def kind_of(node: Node) -> str | None:
+    """The cost model's name for an operator whose result is dense in the layout of its inputs; None for any other.
+
+    Such an operator gives the same values in either layout. Its four-dimensional operands must be activations, so
+    that none of them keeps it in a layout of its own.
+    """
+    kind = _KIND_OF.get(node.target) if node.op == "call_function" else None
+    if kind is None or not is_activation(node.meta.get("val")) or layout_of(node.meta["val"]) is None:
+        return None
+    values = [source.meta.get("val") for source in node.all_input_nodes]
+    if any(isinstance(value, torch.Tensor) and value.dim() == 4 and not is_activation(value) for value in values):
+        return None
+    if kind == "cat" and (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) not in (1, -3):
+        return None
+    if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
+        return None
+    return kind
+
+
+def layout_of(value: torch.Tensor) -> Layout | None:
+    """The layout in which `value` is dense; NCHW where both, None where neither."""
+    return next((layout for layout in Layout if holds(value, layout)), None)
+
+
+def in_both(value: torch.Tensor) -> bool:
+    """Whether the two layouts are the same bytes: one channel, or one pixel."""
+    return all(size == 1 for size in value.shape[2:]) or value.shape[1] == 1

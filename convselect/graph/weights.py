@@ -1,0 +1,119 @@
+"""Weights: split from the graph, folded and packed once, and packed again when any of them has changed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from convselect.graph.capture import convolution
+
+Prepack = Callable[[torch.Tensor], torch.Tensor]
+
+_WHOLE = 64 * 1024
+"""Tensors up to this many bytes are fingerprinted whole, larger ones by one cache line in each page."""
+
+
+def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, list[int]]:
+    """Moves what computes the convolutions' weights and biases out of `graph`.
+
+    Returns a module that maps the static inputs to a tuple of weights and biases, and the positions of those inputs
+    among the placeholders of `graph`. A convolution's `meta["constants"]` holds the positions of its weight and its
+    bias (or None) in that tuple; its own operands for them become None.
+    """
+    wanted: list[Node] = []
+    for conv in graph.find_nodes(op="call_function", target=convolution):
+        src, weight, bias, residual = conv.args
+        conv.meta["constants"] = (len(wanted), None if bias is None else len(wanted) + 1)
+        wanted += [weight] if bias is None else [weight, bias]
+        conv.args = (src, None, None, residual)
+    needed, stack = set(), list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    assert needed <= constant
+    copy, copies, positions = Graph(), {}, []
+    for position, node in enumerate(graph.find_nodes(op="placeholder")):
+        if node in needed:
+            positions.append(position)
+            copies[node] = copy.placeholder(node.name)
+    for node in graph.nodes:
+        if node in needed and node.op != "placeholder":
+            copies[node] = copy.node_copy(node, lambda n: copies[n])
+    copy.output(tuple(copies[node] for node in wanted))
+    graph.eliminate_dead_code()
+    return GraphModule({}, copy), positions
+
+
+@torch.no_grad()
+def pack(
+    fold: GraphModule, prepacks: Sequence[Prepack | None], statics: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """The results of `fold`, each packed by its `prepacks[i]`; None copies (biases), so that nothing aliases a weight."""
+    return tuple(
+        value.detach().clone() if prepack is None else prepack(value.detach())
+        for value, prepack in zip(fold(*statics), prepacks, strict=True)
+    )
+
+
+class Constants:
+    """The packed weights and the biases of one plan, current with the static inputs at each call."""
+
+    def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None]) -> None:
+        self._fold, self._prepacks = fold, prepacks
+        self._lock = threading.Lock()
+        self._state = _State((), ())
+
+    def current(self, statics: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The constants for these static inputs; packs again if one was replaced or written to."""
+        state = self._state
+        if not state.matches(statics):
+            with self._lock:
+                if not self._state.matches(statics):
+                    self._state = _State(statics, pack(self._fold, self._prepacks, statics))
+                state = self._state
+        return state.packed
+
+class _State:
+    """What was packed from which tensors.
+
+    A tensor is unchanged if it has the same address, the same version and the same fingerprint. The address cannot be
+    reused by another tensor, since an alias keeps the storage alive. The version counts every write that autograd
+    sees; the fingerprint also sees writes that go around it (`.data`, NumPy) unless they touch only a few elements of a
+    large tensor. Tensors made under inference mode have no version and are fingerprinted whole.
+    """
+
+    def __init__(self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...]) -> None:
+        self.packed = packed
+        self._held = [tensor.detach() for tensor in statics]
+        self._addresses = [tensor.data_ptr() for tensor in statics]
+        self._versioned = [i for i, tensor in enumerate(statics) if not tensor.is_inference()]
+        self._versions = [statics[i]._version for i in self._versioned]
+        rows = [
+            (tensor.data_ptr(), storage_bytes(tensor), int(tensor.is_inference() or storage_bytes(tensor) <= _WHOLE))
+            for tensor in statics
+            if tensor.device.type == "cpu"
+        ]
+        self._table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 3)
+        self._fingerprint = torch.ops.convselect.fingerprint(self._table)
+
+    def matches(self, statics: Sequence[torch.Tensor]) -> bool:
+        return (
+            len(statics) == len(self._addresses)
+            and self.packed != ()
+            and [tensor.data_ptr() for tensor in statics] == self._addresses
+            and [statics[i]._version for i in self._versioned] == self._versions
+            and torch.ops.convselect.fingerprint(self._table) == self._fingerprint
+        )
+
+
+def storage_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from the tensor's first element to its last; 0 for an empty one."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
