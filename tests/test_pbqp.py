@@ -1,0 +1,279 @@
+"""The PBQP solver against brute force, an exact MILP, and on instances the size of real networks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from convselect.selection import Solution, solve
+from convselect.selection.pbqp import cost_of
+
+Nodes = list[np.ndarray]
+Edges = dict[tuple[int, int], np.ndarray]
+
+
+def random_instance(
+    rng: np.random.Generator, n: int, density: float, *, options: int = 4, forbidden: float = 0.0, integer: bool = False
+) -> tuple[Nodes, Edges]:
+    """Edges in either direction, sometimes both; costs of both signs."""
+
+    def costs(*shape: int) -> np.ndarray:
+        values = rng.integers(-3, 4, shape).astype(float) if integer else rng.normal(size=shape)
+        values[rng.random(shape) < forbidden] = np.inf
+        return values
+
+    sizes = rng.integers(1, options + 1, n)
+    edges = {
+        (i, j): costs(sizes[i], sizes[j]) for i in range(n) for j in range(n) if i != j and rng.random() < density / 2
+    }
+    return [costs(k) for k in sizes], edges
+
+
+def brute_force(nodes: Nodes, edges: Edges) -> float:
+    return min(cost_of(nodes, edges, x) for x in itertools.product(*(range(len(c)) for c in nodes)))
+
+
+def exact_milp(nodes: Nodes, edges: Edges) -> float:
+    """The local-marginal-polytope formulation with integral node variables, by HiGHS."""
+    pairs = list(edges)
+    offsets = np.cumsum([0] + [len(c) for c in nodes] + [edges[p].size for p in pairs])
+    objective = np.concatenate([*nodes, *(edges[p].ravel() for p in pairs)])
+    rows, rhs = [], []
+    for i, cost in enumerate(nodes):
+        row = np.zeros(offsets[-1])
+        row[offsets[i] : offsets[i] + len(cost)] = 1
+        rows.append(row)
+        rhs.append(1.0)
+    for e, (i, j) in enumerate(pairs):
+        block = np.arange(edges[i, j].size).reshape(edges[i, j].shape) + offsets[len(nodes) + e]
+        for node, groups in ((i, block), (j, block.T)):
+            for option, group in enumerate(groups):
+                row = np.zeros(offsets[-1])
+                row[group] = 1
+                row[offsets[node] + option] = -1
+                rows.append(row)
+                rhs.append(0.0)
+    integrality = np.zeros(offsets[-1])
+    integrality[: offsets[len(nodes)]] = 1
+    result = milp(
+        objective,
+        constraints=LinearConstraint(np.array(rows), rhs, rhs),
+        bounds=Bounds(0, 1),
+        integrality=integrality,
+        options={"mip_rel_gap": 0.0},
+    )
+    assert result.success, result.message
+    return float(result.fun)
+
+
+def check(nodes: Nodes, edges: Edges, solution: Solution, optimum: float, *, exact: bool = True) -> None:
+    assert solution.cost == pytest.approx(cost_of(nodes, edges, solution.choices), abs=1e-9)
+    assert solution.lower_bound <= solution.cost
+    assert solution.lower_bound <= optimum + 1e-7
+    assert solution.cost >= optimum - 1e-7
+    if exact:
+        assert solution.cost == pytest.approx(optimum, abs=1e-7)
+        assert solution.lower_bound == solution.cost
+
+
+def layout_change(scale: float, k: int = 2) -> np.ndarray:
+    return scale * (1.0 - np.eye(k))
+
+
+def densenet(
+    rng: np.random.Generator, *, options: int, blocks: tuple[int, ...] = (6, 12, 24, 16)
+) -> tuple[Nodes, Edges]:
+    """DenseNet-121 with concatenations, convolutions and batch norms as nodes.
+
+    A convolution has `options` primitives, each in one of two layouts; the others have the two layouts. A change of
+    layout on the way to a concatenation costs something like the differences between the primitives.
+    """
+    nodes: Nodes = []
+    edges: Edges = {}
+    layouts = np.arange(options) % 2
+
+    def conv() -> int:
+        nodes.append(rng.uniform(0.3, 1.5, options))
+        return len(nodes) - 1
+
+    def operator() -> int:
+        nodes.append(rng.uniform(0.0, 0.4, 2))
+        return len(nodes) - 1
+
+    def connect(i: int, j: int, ms: float) -> None:
+        change = layout_change(ms)
+        left = layouts if len(nodes[i]) == options else np.arange(2)
+        right = layouts if len(nodes[j]) == options else np.arange(2)
+        edges[i, j] = change[np.ix_(left, right)]
+
+    tensor = conv()
+    for layers in blocks:
+        features = [tensor]
+        for _ in range(layers):
+            cat, norm, bottleneck, growth = operator(), operator(), conv(), conv()
+            for number, feature in enumerate(features):
+                connect(feature, cat, rng.uniform(0.01, 0.06) * (4 if number == 0 else 1))
+            for a, b in ((cat, norm), (norm, bottleneck), (bottleneck, growth)):
+                connect(a, b, rng.uniform(0.05, 0.3))
+            features.append(growth)
+        cat, tensor = operator(), conv()
+        for feature in features:
+            connect(feature, cat, rng.uniform(0.01, 0.06))
+        connect(cat, tensor, 0.2)
+    return nodes, edges
+
+
+@pytest.mark.parametrize("forbidden", [0.0, 0.15])
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("density", [0.15, 0.5, 1.0])
+def test_equals_brute_force(density: float, integer: bool, forbidden: float) -> None:
+    rng = np.random.default_rng([int(density * 100), integer, int(forbidden * 100)])
+    solved = 0
+    for _ in range(60):
+        nodes, edges = random_instance(rng, int(rng.integers(1, 8)), density, forbidden=forbidden, integer=integer)
+        optimum = brute_force(nodes, edges)
+        if np.isinf(optimum):
+            with pytest.raises(ValueError, match="infeasible"):
+                solve(nodes, edges, budget_s=10)
+            continue
+        solved += 1
+        check(nodes, edges, solve(nodes, edges, budget_s=10), optimum)
+    assert solved >= 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_milp(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes, edges = random_instance(rng, 18, 0.3, options=3)
+    check(nodes, edges, solve(nodes, edges, budget_s=30), exact_milp(nodes, edges))
+
+
+def test_small_densenet_equals_milp() -> None:
+    nodes, edges = densenet(np.random.default_rng(1), options=4, blocks=(6, 8))
+    check(nodes, edges, solve(nodes, edges, budget_s=10), exact_milp(nodes, edges))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_densenet121_is_exact_and_fast(seed: int) -> None:
+    nodes, edges = densenet(np.random.default_rng(seed), options=20)
+    solutions, times = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        solutions.append(solve(nodes, edges))
+        times.append(time.perf_counter() - start)
+    best = min(solutions, key=lambda solution: solution.cost - solution.lower_bound)
+    assert best.lower_bound == best.cost
+    assert min(times) < 0.1
+
+
+@pytest.mark.parametrize("options", [2, 20])
+def test_long_chain(options: int) -> None:
+    rng = np.random.default_rng(0)
+    n = 1000
+    nodes = [rng.random(options) for _ in range(n)]
+    edges = {(i, i + 1): rng.random((options, options)) for i in range(n - 1)}
+    best = nodes[0]
+    for i in range(n - 1):
+        best = (best[:, None] + edges[i, i + 1]).min(axis=0) + nodes[i + 1]
+    start = time.perf_counter()
+    solution = solve(nodes, edges, budget_s=0.0)
+    assert time.perf_counter() - start < 2.0
+    check(nodes, edges, solution, float(best.min()))
+
+
+def test_trees_and_series_parallel_graphs_need_no_search() -> None:
+    rng = np.random.default_rng(3)
+    n = 60
+    edges: Edges = {}
+    for node in range(1, n):  # each node joins an edge of the graph so far, or a node of it: treewidth 2
+        parent = int(rng.integers(node))
+        edges[parent, node] = rng.normal(size=(3, 3))
+        others = [pair for pair in edges if parent in pair and node not in pair]
+        if others and rng.random() < 0.7:
+            a, b = others[int(rng.integers(len(others)))]
+            edges[node, a if b == parent else b] = rng.normal(size=(3, 3))
+    nodes = [rng.normal(size=3) for _ in range(n)]
+    check(nodes, edges, solve(nodes, edges, budget_s=0.0), exact_milp(nodes, edges))
+
+
+def test_disconnected_parts_and_multi_edges() -> None:
+    nodes = [np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.array([5.0, 2.0]), np.array([0.0, 0.0])]
+    edges = {
+        (0, 1): np.array([[3.0, 0.0], [0.0, 3.0]]),
+        (1, 0): np.array([[0.0, 5.0], [0.0, 0.0]]),
+        (3, 3): np.array([[7.0, 0.0], [0.0, 4.0]]),
+    }
+    solution = solve(nodes, edges)
+    assert solution.choices == [0, 1, 1, 1]
+    assert solution.cost == solution.lower_bound == 7.0
+
+
+def test_out_of_time_gives_a_solution_and_a_valid_bound() -> None:
+    rng = np.random.default_rng(5)
+    nodes, edges = random_instance(rng, 14, 1.0, options=3)
+    optimum = exact_milp(nodes, edges)
+    check(nodes, edges, solve(nodes, edges, budget_s=0.0), optimum, exact=False)
+    nodes, edges = random_instance(rng, 60, 0.6)
+    start = time.perf_counter()
+    solution = solve(nodes, edges, budget_s=0.1)
+    assert time.perf_counter() - start < 0.5
+    assert solution.lower_bound < solution.cost
+
+
+def test_forbidden_everywhere_is_infeasible() -> None:
+    with pytest.raises(ValueError, match="infeasible"):
+        solve([[np.inf, np.inf]], {})
+    unequal = np.where(np.eye(2), np.inf, 0.0)
+    with pytest.raises(ValueError, match="infeasible"):  # an odd cycle has no two-colouring
+        solve([[0.0, 0.0]] * 3, {(0, 1): unequal, (1, 2): unequal, (0, 2): unequal})
+    five = {(i, j): unequal for i in range(5) for j in range(i)}
+    with pytest.raises(ValueError, match="infeasible"):
+        solve([[0.0, 0.0]] * 5, five, budget_s=0.0)
+    three = {(i, j): np.where(np.eye(3), np.inf, 0.0) for i in range(6) for j in range(i)}
+    with pytest.raises(ValueError, match="infeasible"):
+        solve([[0.0, 0.0, 0.0]] * 6, three)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "message"),
+    [
+        ([[]], {}, "node 0"),
+        ([[[1.0]]], {}, "node 0"),
+        ([[np.nan]], {}, "nan"),
+        ([[-np.inf]], {}, "-inf"),
+        ([[1.0]], {(0, 1): [[1.0]]}, "not there"),
+        ([[1.0], [1.0]], {(0, 1): [[1.0, 2.0]]}, "shape"),
+    ],
+)
+def test_malformed_input(nodes: list[object], edges: dict[tuple[int, int], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve(nodes, edges)  # type: ignore[arg-type]
+
+
+def test_empty_instance() -> None:
+    assert solve([], {}) == Solution([], 0.0, 0.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_never_beaten_by_any_choice(data: st.DataObject) -> None:
+    value = st.one_of(st.integers(-4, 4).map(float), st.floats(-10, 10, width=32), st.just(float("inf")))
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=6))
+    nodes = [np.array(data.draw(st.lists(value, min_size=k, max_size=k))) for k in sizes]
+    pairs = data.draw(st.sets(st.tuples(*[st.integers(0, len(sizes) - 1)] * 2)))
+    edges = {}
+    for i, j in sorted(pairs):
+        size = sizes[i] * sizes[j]
+        edges[i, j] = np.array(data.draw(st.lists(value, min_size=size, max_size=size))).reshape(sizes[i], sizes[j])
+    optimum = brute_force(nodes, edges)
+    if np.isinf(optimum):
+        with pytest.raises(ValueError, match="infeasible"):
+            solve(nodes, edges)
+    else:
+        check(nodes, edges, solve(nodes, edges, budget_s=5), optimum)
