@@ -1,0 +1,177 @@
+"""`CostModel`: predicts the time of every primitive on every problem. Inference in numpy; training is `train`'s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from convselect.costs.features import FEATURES, describe
+from convselect.costs.operators import OperatorModel
+from convselect.problem import ConvProblem
+
+SHIPPED = Path(__file__).parent / "weights" / "cpu.safetensors"
+SCHEMA = 1
+
+FAMILY_STD = 0.6
+"""Added log deviation of a primitive that is predicted by its family, and half that of one of an unknown family."""
+OUTSIDE_STD = 0.25
+"""Added log deviation for each standard deviation that a feature lies outside of what a primitive was trained on."""
+
+Array = npt.NDArray[np.float64]
+Candidate = tuple[str, str]
+"""(primitive, family)."""
+
+
+def silu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """x * sigmoid(x), written so that nothing overflows."""
+    y: npt.NDArray[np.float32] = x * np.float32(0.5)
+    y *= 1 + np.tanh(y)
+    return y
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training data: f32 [F] for each feature, [P] for each primitive, [P, F] for both.
+
+    Residuals are log(ms / floor_ms). `std` is the model's own held-out error on them.
+    """
+
+    feature_mean: npt.NDArray[np.float32]
+    feature_std: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    domain_low: npt.NDArray[np.float32]
+    """[P, F], normalised features."""
+    domain_high: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """An ensemble of small networks, one output for each primitive: the log of its time over the analytic prior.
+
+    layers: (weight f32 [E, in, out], bias f32 [E, 1, out]) for each layer, E networks at once, SiLU between.
+    info: what is known of the model: machine, date, dataset sizes, held-out errors overall and by family.
+    """
+
+    primitives: tuple[str, ...]
+    families: tuple[str, ...]
+    layers: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
+    statistics: Statistics
+    operators: OperatorModel
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def _residuals(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Normalised features [n, F] to log(ms / floor_ms) [E, n, P], kept to the range seen in training."""
+        s = self.statistics
+        h = np.broadcast_to(x, (self.layers[0][0].shape[0], *x.shape))
+        for weight, bias in self.layers[:-1]:
+            h = silu(np.matmul(h, weight) + bias)
+        weight, bias = self.layers[-1]
+        return np.clip((np.matmul(h, weight) + bias) * s.scale + s.mean, s.low - 1, s.high + 1)
+
+    def log_predict(
+        self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int
+    ) -> tuple[Array, Array]:
+        """Mean and standard deviation of log(ms), both f64 [n, len(candidates)].
+
+        The deviation is the held-out error, the disagreement of the ensemble and the distance from the
+        training data, together. A primitive that the model does not know gets the geometric mean of those
+        members of its family that were trained near the problem; a family it does not know, a pessimistic prior.
+        """
+        shape = (len(problems), len(candidates))
+        if not problems or not candidates:
+            return np.zeros(shape), np.zeros(shape)
+        s = self.statistics
+        raw, floor = describe(problems, threads)
+        x = (raw - s.feature_mean) / s.feature_std
+        nets = self._residuals(np.clip(x, s.domain_low.min(axis=0) - 1, s.domain_high.max(axis=0) + 1))
+        known = nets.mean(axis=0, dtype=np.float64) + np.log(floor)[:, None]
+        outside = np.maximum(s.domain_low[None] - x[:, None], x[:, None] - s.domain_high[None]).clip(min=0).max(axis=2)
+        variance = s.std.astype(np.float64) ** 2 + nets.var(axis=0) + (OUTSIDE_STD * outside) ** 2
+        pessimistic = np.log(floor) + float(s.mean.max() + s.scale.max())
+
+        column = {name: index for index, name in enumerate(self.primitives)}
+        mean, std = np.empty(shape), np.empty(shape)
+        for j, (primitive, family) in enumerate(candidates):
+            if primitive in column:
+                mean[:, j] = known[:, column[primitive]]
+                std[:, j] = np.sqrt(variance[:, column[primitive]])
+                continue
+            members = [i for i, name in enumerate(self.families) if name == family]
+            if members:
+                weight = np.exp(-outside[:, members]) + 1e-9
+                weight /= weight.sum(axis=1, keepdims=True)
+                mean[:, j] = (known[:, members] * weight).sum(axis=1)
+                std[:, j] = np.sqrt((variance[:, members] * weight).sum(axis=1) + FAMILY_STD**2)
+            else:
+                mean[:, j], std[:, j] = pessimistic, 2 * FAMILY_STD
+        return mean, std
+
+    def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int) -> Array:
+        """Milliseconds, f64 [n, len(candidates)], whether or not a primitive can run the problem."""
+        result: Array = np.exp(self.log_predict(problems, candidates, threads)[0])
+        return result
+
+    def save(self, path: Path) -> None:
+        """Writes the weights as safetensors, with everything else as JSON in its header."""
+        tensors = {f"statistics.{name}": value for name, value in vars(self.statistics).items()}
+        for i, (weight, bias) in enumerate(self.layers):
+            tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
+        header = {
+            "schema": SCHEMA,
+            "features": FEATURES,
+            "primitives": self.primitives,
+            "families": self.families,
+            "operators": self.operators.to_json(),
+            "info": dict(self.info),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()},
+            path, metadata={"convselect": json.dumps(header)},
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> CostModel:
+        """From `path`, or the weights shipped with convselect.
+
+        Raises `FileNotFoundError` where there are none, `ValueError` for a file that is damaged or was trained
+        for other features.
+        """
+        path = SHIPPED if path is None else path
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"there is no cost model at {path}; make one with: convselect profile --out P.parquet && "
+                f"convselect train P.parquet --out {path}"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {})["convselect"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a cost model of convselect: {error}") from error
+        if header["schema"] != SCHEMA or tuple(header["features"]) != FEATURES:
+            raise ValueError(
+                f"{path} was trained for other features than this version's (schema {header['schema']}, here {SCHEMA});"
+                " train it again with: convselect train"
+            )
+        depth = sum(name.endswith(".bias") for name in tensors)
+        return cls(
+            tuple(header["primitives"]),
+            tuple(header["families"]),
+            tuple((tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(depth)),
+            Statistics(**{k.partition(".")[2]: v for k, v in tensors.items() if k.startswith("statistics.")}),
+            OperatorModel.from_json(header["operators"]),
+            header["info"],
+        )

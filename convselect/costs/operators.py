@@ -1,0 +1,99 @@
+"""Cost of what lies between convolutions: layout transforms, and the operators in each layout they can run in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class OperatorTiming(NamedTuple):
+    """`key`: the operator, and its layout after a dot: "to_nhwc", "max_pool.nhwc". `nbytes`: read and written."""
+
+    key: str
+    nbytes: int
+    threads: int
+    ms: float
+
+
+class Line(NamedTuple):
+    """ms = call + per_byte * bytes; `error` is the median relative one of the fit."""
+
+    call: float
+    per_byte: float
+    error: float = 0.0
+
+
+DEFAULT = Line(0.004, 1 / 10e6)
+"""4 us a call and 10 GB/s: for an operator when not even "elementwise" has been timed."""
+
+
+def _solve(design: Array) -> Array:
+    """x >= 0 [2] that minimises |design x - 1|^2, exactly: with two unknowns the active set is one of four."""
+    best, least = np.zeros(2), math.inf
+    for active in ([0, 1], [0], [1]):
+        x = np.zeros(2)
+        x[active] = np.linalg.lstsq(design[:, active], np.ones(len(design)), rcond=None)[0]
+        error = float(((design @ x - 1) ** 2).sum())
+        if (x >= 0).all() and error < least:
+            best, least = x, error
+    return best
+
+
+def _fit(nbytes: Array, ms: Array) -> Line:
+    """Non-negative least squares on the relative error (call + per_byte * bytes) / ms - 1."""
+    scale = nbytes.max() or 1.0
+    design = np.stack([1 / ms, nbytes / scale / ms], axis=1)
+    call, slope = _solve(design)
+    error = np.median(np.abs(design @ np.array([call, slope]) - 1))
+    return Line(float(call), float(slope / scale), float(error))
+
+
+class OperatorModel:
+    """A line for each operator key and number of threads: `lines[key][threads]`."""
+
+    def __init__(self, lines: Mapping[str, Mapping[int, Line]] | None = None) -> None:
+        self.lines = {key: dict(by_threads) for key, by_threads in (lines or {}).items()}
+
+    @classmethod
+    def fit(cls, rows: Iterable[tuple[str, int, int, float]]) -> OperatorModel:
+        """From rows (key, bytes, threads, ms); rows whose time is not positive and finite are dropped."""
+        groups: dict[tuple[str, int], list[tuple[int, float]]] = {}
+        for key, nbytes, threads, ms in rows:
+            if math.isfinite(ms) and ms > 0:
+                groups.setdefault((key, int(threads)), []).append((nbytes, ms))
+        lines: dict[str, dict[int, Line]] = {}
+        for (key, threads), pairs in sorted(groups.items()):
+            table = np.array(pairs, dtype=np.float64)
+            lines.setdefault(key, {})[threads] = _fit(table[:, 0], table[:, 1])
+        return cls(lines)
+
+    def known(self, key: str) -> str | None:
+        """The key whose line predicts `key`: itself, else "elementwise" in the same layout, else None."""
+        layout = key.rpartition(".")[2] if "." in key else ""
+        return next((k for k in (key, f"elementwise.{layout}", "elementwise") if k in self.lines), None)
+
+    def line(self, key: str, threads: int) -> Line:
+        """Of `key` at the nearest number of threads that was fitted."""
+        found = self.known(key)
+        if found is None:
+            return DEFAULT
+        by_threads = self.lines[found]
+        return by_threads[min(by_threads, key=lambda t: (abs(math.log(t / threads)), t))]
+
+    def ms(self, key: str, nbytes: float, threads: int) -> float:
+        """Predicted time of one call that reads and writes `nbytes` together."""
+        line = self.line(key, threads)
+        return line.call + line.per_byte * nbytes
+
+    def to_json(self) -> dict[str, dict[str, list[float]]]:
+        return {key: {str(t): list(line) for t, line in lines.items()} for key, lines in self.lines.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Iterable[float]]]) -> OperatorModel:
+        return cls({key: {int(t): Line(*line) for t, line in lines.items()} for key, lines in data.items()})
