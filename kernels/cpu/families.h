@@ -9,6 +9,8 @@ namespace convselect::CONVSELECT_ISA {
   extern const Kernel name##_kernels[]; \
   extern const int name##_count;
 
+CS_FAMILY(direct)
+CS_FAMILY(im2)
 CS_FAMILY(pointwise)
 
 #undef CS_FAMILY

@@ -3,15 +3,32 @@
 namespace convselect::CONVSELECT_ISA {
 
 void pack_columns(const ColumnGroups& groups, const float* b, int64_t k, int64_t k_stride, int64_t n_stride,
-                  float* packed) {
+                  float* packed, int64_t taps, int64_t tap_stride) {
   for (int64_t i = 0; i < groups.groups; ++i) {
     const int64_t first = groups.begin(i) * VL, width = groups.begin(i + 1) * VL - first;
-    float* to = packed + first * k;
-    for (int64_t x = 0; x < k; ++x)
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t n = first + j;
-        *to++ = n < groups.columns ? flush_subnormal(b[x * k_stride + n * n_stride]) : 0.0f;
-      }
+    float* to = packed + first * taps * k;
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t x = 0; x < k; ++x)
+        for (int64_t j = 0; j < width; ++j) {
+          const int64_t n = first + j;
+          *to++ = n < groups.columns ? flush_subnormal(b[t * tap_stride + x * k_stride + n * n_stride]) : 0.0f;
+        }
+  }
+}
+
+void finish_row(float* dst, const float* from, int64_t n, float row_bias, const float* column_bias,
+                const float* residual, const Epilogue& e) {
+  for (int64_t i = 0; i < n; i += VL) {
+    const int64_t part = min_of(VL, n - i);
+    auto at = [&](const float* p) { return part == VL ? load(p + i) : load_part(p + i, part); };
+    Vec value = at(from) + row_bias;
+    if (column_bias) value += at(column_bias);
+    if (residual) value += at(residual);
+    value = activate(value, e.act, e.alpha, e.beta);
+    if (part == VL)
+      store(dst + i, value);
+    else
+      store_part(dst + i, value, part);
   }
 }
 
@@ -22,15 +39,26 @@ struct Tile {
   const float* const* a;  // row pointers; those of the next tap are `tap_stride` further
   int64_t tap_stride, taps, k_begin, k_end;
   const float* b;
-  int64_t b_k, b_v;  // B[x], register v at b + x * b_k + v * b_v; x runs on over the taps
+  const int64_t* b_taps;  // where each tap's B begins, from b; null: after the tap before
+  int64_t b_k, b_v;       // B[x], register v at b + x * b_k + v * b_v
   float* c;
   int64_t ldc;
   int64_t last;  // valid lanes of the last register, 1..VL
   const float* column_bias;
   const float* row_bias;
   const float* residual;
-  const Epilogue* epilogue;
   bool accumulate;
+  bool clamp;  // to [low, high]: relu and clamp
+  float low, high;
+  const Epilogue* later;  // any other activation
+
+  void finish(const Epilogue* epilogue) {
+    clamp = epilogue && (epilogue->act == Act::relu || epilogue->act == Act::clamp);
+    later = epilogue && epilogue->act != Act::identity && !clamp ? epilogue : nullptr;
+    if (!clamp) return;
+    low = epilogue->act == Act::relu ? 0.0f : epilogue->alpha;
+    high = epilogue->act == Act::relu ? __builtin_inff() : epilogue->beta;
+  }
 };
 
 template <int MR, int NV>
@@ -41,6 +69,7 @@ void tile(const Tile& t) {
     const float* a[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) a[m] = t.a[tap * t.tap_stride + m];
+    if (t.b_taps) b = t.b + t.b_taps[tap];
     for (int64_t x = t.k_begin; x < t.k_end; ++x) {
       Vec row[NV];
 #pragma GCC unroll 4
@@ -54,34 +83,56 @@ void tile(const Tile& t) {
       b += t.b_k;
     }
   }
-  const bool partial = t.last < VL;
+  // The last register may be partial; it alone pays for a mask. Each step is one test, not one for each register.
+  const bool whole = t.last == VL;
+  auto at = [&](const float* from, int v) {
+    return v < NV - 1 || whole ? load(from + v * VL) : load_part(from + v * VL, t.last);
+  };
+  auto add = [&](const float* from) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] += at(from + m * t.ldc, v);
+  };
+  if (t.accumulate) add(t.c);
+  if (t.column_bias) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const Vec bias = at(t.column_bias, v);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) acc[m][v] += bias;
+    }
+  }
+  if (t.row_bias) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] += splat(t.row_bias[m]);
+  }
+  if (t.residual) add(t.residual);
+  if (t.clamp) {
+    const float low = t.low, high = t.high;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = at_most(at_least(acc[m][v], low), high);
+  }
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     float* c = t.c + m * t.ldc;
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      const bool part = partial && v == NV - 1;
-      Vec value = acc[m][v];
-      if (t.accumulate) value += part ? load_part(c + v * VL, t.last) : load(c + v * VL);
-      if (t.column_bias)
-        value += part ? load_part(t.column_bias + v * VL, t.last) : load(t.column_bias + v * VL);
-      if (t.row_bias) value += t.row_bias[m];
-      if (t.residual) {
-        const float* r = t.residual + m * t.ldc + v * VL;
-        value += part ? load_part(r, t.last) : load(r);
-      }
-      if (t.epilogue) {
-        if (t.epilogue->act == Act::relu)
-          value = at_least(value, 0.0f);
-        else if (t.epilogue->act != Act::identity)
-          value = activate(value, t.epilogue->act, t.epilogue->alpha, t.epilogue->beta);
-      }
-      if (part)
-        store_part(c + v * VL, value, t.last);
+      if (v < NV - 1 || whole)
+        store(c + v * VL, acc[m][v]);
       else
-        store(c + v * VL, value);
+        store_part(c + v * VL, acc[m][v], t.last);
     }
   }
+  if (t.later)  // from L1; inlined above, the polynomials would make each tile ten times longer
+    for (int m = 0; m < MR; ++m) {
+      float* c = t.c + m * t.ldc;
+      finish_row(c, c, (NV - 1) * VL + t.last, 0.0f, nullptr, nullptr, *t.later);
+    }
 }
 
 typedef void (*TileFn)(const Tile&);
@@ -119,7 +170,7 @@ void down(Tile t, int64_t m, int nv) {
 void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_t group_end) {
   // A block of K is a run of whole taps, or a part of one tap when a tap alone is longer than a block.
   const int64_t taps_step = max_of(1, K_BLOCK / g.k);
-  const int64_t k_parts = g.k > K_BLOCK ? ceil_div(g.k, K_BLOCK) : 1;
+  const int64_t k_parts = max_of(1, ceil_div(g.k, K_BLOCK));
   for (int64_t tap = 0; tap < g.taps; tap += taps_step) {
     for (int64_t part = 0; part < k_parts; ++part) {
       Tile t{};
@@ -130,7 +181,8 @@ void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_
       t.ldc = g.ldc;
       t.accumulate = g.accumulate || tap + part > 0;
       const bool last = tap + t.taps == g.taps && part == k_parts - 1;
-      t.epilogue = last ? g.epilogue : nullptr;
+      const Epilogue* epilogue = last ? g.epilogue : nullptr;
+      t.finish(epilogue);
       for (int64_t i = group_begin; i < group_end; ++i) {
         const int64_t first = groups.begin(i), nv = groups.begin(i + 1) - first, n = first * VL;
         t.a = g.a + tap * g.m;
@@ -139,8 +191,8 @@ void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_
         t.b_v = VL;
         t.c = g.c + n;
         t.last = min_of(VL, groups.columns - (n + (nv - 1) * VL));
-        t.column_bias = t.epilogue && t.epilogue->bias ? t.epilogue->bias + n : nullptr;
-        t.residual = t.epilogue && g.residual ? g.residual + n : nullptr;
+        t.column_bias = epilogue && epilogue->bias ? epilogue->bias + n : nullptr;
+        t.residual = epilogue && g.residual ? g.residual + n : nullptr;
         down(t, g.m, static_cast<int>(nv));
       }
     }
@@ -148,40 +200,55 @@ void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_
 }
 
 void gemm_row_major(const GemmRowMajor& g, float* edge) {
-  constexpr int64_t M_BLOCK = 96;  // row pointers kept on the stack at once
-  const int64_t whole = g.columns / VL, rest = g.columns % VL;
+  constexpr int64_t M_BLOCK = 96, TAPS = 32;  // A's rows are used on all columns before the next ones: they stay in L2
+  const int64_t taps_step = min_of(TAPS, max_of(1, K_BLOCK / g.k));
   const int64_t k_parts = max_of(1, ceil_div(g.k, K_BLOCK));
-  const float* rows[M_BLOCK];
+  const int64_t rest = edge ? g.columns % VL : 0, whole = g.columns - rest;
+  const ColumnGroups groups(whole);
+  const float* rows[TAPS * M_BLOCK];
+  auto tap_begin = [&](int64_t tap) { return g.b_taps ? g.b_taps[tap] : tap * g.k * g.ldb; };
   if (rest)
-    for (int64_t x = 0; x < g.k; ++x) store(edge + x * VL, load_part(g.b + x * g.ldb + whole * VL, rest));
-  for (int64_t part = 0; part < k_parts; ++part) {
-    Tile t{};
-    t.taps = 1;
-    t.k_begin = part * g.k / k_parts;
-    t.k_end = (part + 1) * g.k / k_parts;
-    t.ldc = g.ldc;
-    t.accumulate = g.accumulate || part > 0;
-    t.epilogue = part == k_parts - 1 ? g.epilogue : nullptr;
-    for (int64_t m = 0; m < g.m; m += M_BLOCK) {
-      const int64_t count = min_of(M_BLOCK, g.m - m);
-      for (int64_t i = 0; i < count; ++i) rows[i] = g.a + (m + i) * g.lda;
-      t.a = rows;
-      t.row_bias = t.epilogue && g.bias ? g.bias + m : nullptr;
-      auto columns = [&](int64_t n, int64_t nv, const float* b, int64_t b_k, int64_t last) {
-        t.b = b + t.k_begin * b_k;
-        t.b_k = b_k;
-        t.b_v = VL;
-        t.c = g.c + m * g.ldc + n;
-        t.residual = t.epilogue && g.residual ? g.residual + m * g.ldc + n : nullptr;
-        t.last = last;
-        down(t, count, static_cast<int>(nv));
-      };
-      const ColumnGroups full(whole * VL);
-      for (int64_t i = 0; i < full.groups; ++i) {
-        const int64_t first = full.begin(i);
-        columns(first * VL, full.begin(i + 1) - first, g.b + first * VL, g.ldb, VL);
+    for (int64_t tap = 0; tap < g.taps; ++tap)
+      for (int64_t x = 0; x < g.k; ++x)
+        store(edge + (tap * g.k + x) * VL, load_part(g.b + tap_begin(tap) + x * g.ldb + whole, rest));
+  for (int64_t tap = 0; tap < g.taps; tap += taps_step) {
+    for (int64_t part = 0; part < k_parts; ++part) {
+      Tile t{};
+      t.taps = min_of(taps_step, g.taps - tap);
+      t.k_begin = part * g.k / k_parts;
+      t.k_end = (part + 1) * g.k / k_parts;
+      t.ldc = g.ldc;
+      t.accumulate = g.accumulate || tap + part > 0;
+      const Epilogue* epilogue = tap + t.taps == g.taps && part == k_parts - 1 ? g.epilogue : nullptr;
+      t.finish(epilogue);
+      for (int64_t m = 0; m < g.m; m += M_BLOCK) {
+        const int64_t count = min_of(M_BLOCK, g.m - m);
+        for (int64_t j = 0; j < t.taps; ++j)
+          for (int64_t i = 0; i < count; ++i) rows[j * count + i] = g.a + (m + i) * g.lda + (tap + j) * g.k;
+        t.a = rows;
+        t.tap_stride = count;
+        t.row_bias = epilogue && g.bias ? g.bias + m : nullptr;
+        auto columns = [&](int64_t n, int64_t nv, int64_t last) {
+          t.b_v = VL;
+          t.c = g.c + m * g.ldc + n;
+          t.residual = epilogue && g.residual ? g.residual + m * g.ldc + n : nullptr;
+          t.last = last;
+          down(t, count, static_cast<int>(nv));
+        };
+        t.b_k = g.ldb;
+        t.b_taps = g.b_taps ? g.b_taps + tap : nullptr;
+        for (int64_t i = 0; i < groups.groups; ++i) {
+          const int64_t n = groups.begin(i) * VL, nv = groups.begin(i + 1) - groups.begin(i);
+          t.b = g.b + n + t.k_begin * g.ldb + (g.b_taps ? 0 : tap_begin(tap));
+          columns(n, nv, min_of(VL, whole - (n + (nv - 1) * VL)));
+        }
+        if (rest) {
+          t.b = edge + (tap * g.k + t.k_begin) * VL;
+          t.b_k = VL;
+          t.b_taps = nullptr;
+          columns(whole, 1, rest);
+        }
       }
-      if (rest) columns(whole * VL, 1, edge, VL, rest);
     }
   }
 }

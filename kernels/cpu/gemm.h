@@ -32,9 +32,14 @@ struct ColumnGroups {
   int64_t packed_floats(int64_t k) const { return registers * VL * k; }
 };
 
-// Packs B[k][n] = b[k * k_stride + n * n_stride] for n < groups.columns; absent columns are zero.
+// Packs B[t * k + x][n] = b[t * tap_stride + x * k_stride + n * n_stride], x < k, for n < groups.columns; absent
+// columns are zero.
 void pack_columns(const ColumnGroups& groups, const float* b, int64_t k, int64_t k_stride, int64_t n_stride,
-                  float* packed);
+                  float* packed, int64_t taps = 1, int64_t tap_stride = 0);
+
+// dst[i] = act(from[i] + row_bias + column_bias[i] + residual[i]) for i < n; null is zero, and dst may be `from`.
+void finish_row(float* dst, const float* from, int64_t n, float row_bias, const float* column_bias,
+                const float* residual, const Epilogue& epilogue);
 
 // C[i][n] = epilogue(sum over t < taps, x < k of A[t][i][x] * B[t * k + x][n]).
 struct Gemm {
@@ -51,12 +56,12 @@ struct Gemm {
 // Computes the column groups [group_begin, group_end) of C.
 void gemm(const Gemm&, const ColumnGroups&, int64_t group_begin, int64_t group_end);
 
-// C[i][n] = epilogue(sum over x < k of A[i][x] * B[x][n]) for n < columns, where bias is indexed by row.
+// C[i][n] = epilogue(sum over t < taps, x < k of A[i][t * k + x] * B[t][x][n]) for n < columns, bias indexed by row.
 struct GemmRowMajor {
   int64_t m, k, columns;
   const float* a;  // A[i][x] at a[i * lda + x]
   int64_t lda;
-  const float* b;  // B[x][n] at b[x * ldb + n]
+  const float* b;  // B[t][x][n] at b[b_taps[t] + x * ldb + n]
   int64_t ldb;
   float* c;  // C[i][n] at c[i * ldc + n]
   int64_t ldc;
@@ -64,9 +69,12 @@ struct GemmRowMajor {
   const float* residual;     // indexed as c, or null
   const Epilogue* epilogue;  // as above; its own bias and residual are not used
   bool accumulate;
+  int64_t taps = 1;
+  const int64_t* b_taps = nullptr;  // null: t * k * ldb
 };
 
-// `edge` is scratch of k * VL floats, for the last columns of a B whose rows do not end on a whole register.
+// `edge` is scratch of taps * k * VL floats, for the last columns of a B whose rows do not end on a whole register; null
+// if each row of B can be read on to the end of its last register.
 void gemm_row_major(const GemmRowMajor&, float* edge);
 
 }  // namespace convselect::CONVSELECT_ISA

@@ -2,14 +2,15 @@
 #include "families.h"
 #include "gemm.h"
 #include "parallel.h"
+#include "rows.h"
 
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
-int64_t packed_floats(const Problem& p) { return ColumnGroups(p.oc).packed_floats(p.ic); }
+int64_t packed_nhwc(const Problem& p) { return ColumnGroups(p.oc).packed_floats(p.ic); }
 
 // packed  [group][ic][registers][VL], from weight [oc, ic, 1, 1]
-void pack(const Problem& p, const float* weight, float* packed) {
+void pack_nhwc(const Problem& p, const float* weight, float* packed) {
   pack_columns(ColumnGroups(p.oc), weight, p.ic, 1, p.ic, packed);
 }
 
@@ -19,20 +20,16 @@ int64_t no_workspace(const Problem&, int) { return 0; }
 
 void run_nhwc(const Call& call) {
   const Problem& p = call.p;
-  const int64_t oh = p.oh(), ow = p.ow(), pixels = p.mb * oh * ow;
+  const int64_t oh = p.oh(), ow = p.ow();
   const ColumnGroups groups(p.oc);
-  // Split over the rows first; over the column groups too when there are too few rows to keep all threads busy.
-  const int64_t row_tasks = ceil_div(pixels, ROWS);
-  const int64_t column_tasks =
-      row_tasks >= 4 * call.parallel.threads ? 1 : min_of(groups.groups, ceil_div(4 * call.parallel.threads, row_tasks));
-  for_tasks(call.parallel, row_tasks * column_tasks, [&](int64_t task, int64_t) {
-    const int64_t row = task % row_tasks, column = task / row_tasks;
-    const int64_t begin = row * pixels / row_tasks, end = (row + 1) * pixels / row_tasks;
+  const TaskGrid grid(p.mb * oh * ow, ROWS, groups.groups, call.parallel.threads);
+  for_tasks(call.parallel, grid.count(), [&](int64_t task, int64_t) {
+    const int64_t begin = grid.row_begin(task), end = grid.row_end(task);
     const float* a[ROWS + 1];
-    for (int64_t q = begin; q < end; ++q) {
-      const int64_t n = q / (oh * ow), y = q / ow % oh, x = q % ow;
-      a[q - begin] = call.src + ((n * p.ih + y * p.sh) * p.iw + x * p.sw) * p.ic;
-    }
+    for_runs(oh, ow, begin, end, [&](int64_t n, int64_t y, int64_t x, int64_t i, int64_t count) {
+      const float* from = call.src + ((n * p.ih + y * p.sh) * p.iw + x * p.sw) * p.ic;
+      for (int64_t j = 0; j < count; ++j, from += p.sw * p.ic) a[i + j] = from;
+    });
     Gemm g{};
     g.m = end - begin;
     g.taps = 1;
@@ -43,14 +40,14 @@ void run_nhwc(const Call& call) {
     g.ldc = p.oc;
     g.residual = call.epilogue.residual ? call.epilogue.residual + begin * p.oc : nullptr;
     g.epilogue = &call.epilogue;
-    gemm(g, groups, column * groups.groups / column_tasks, (column + 1) * groups.groups / column_tasks);
+    gemm(g, groups, grid.group_begin(task), grid.group_end(task));
   });
 }
 
 }  // namespace
 
 const Kernel pointwise_kernels[] = {
-    {"pointwise_nhwc", true, true, packed_floats, pack, no_workspace, run_nhwc},
+    {"pointwise_nhwc", true, true, packed_nhwc, pack_nhwc, no_workspace, run_nhwc},
 };
 const int pointwise_count = sizeof(pointwise_kernels) / sizeof(Kernel);
 

@@ -18,6 +18,8 @@ Kernel rows[CAPACITY];
 const KernelTable& table() {
   static const KernelTable built = [] {
     const Family families[] = {
+        {direct_kernels, direct_count},
+        {im2_kernels, im2_count},
         {pointwise_kernels, pointwise_count},
     };
     int count = 0;

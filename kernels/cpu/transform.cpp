@@ -6,30 +6,80 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
-// dst[c * rows + r] = src[r * columns + c], in square blocks that fit into L1 from both sides.
-void transpose(const float* src, float* dst, int64_t mb, int64_t rows, int64_t columns, const Parallel& parallel) {
-  constexpr int64_t BLOCK = 32;
-  const int64_t strips = ceil_div(columns, BLOCK);
+// Exchanges bit `S` of the row number with bit S of the lane number, for all pairs of rows; all S: a transpose.
+template <int S>
+CS_INLINE void exchange(Vec (&v)[VL]) {
+  VecI low{}, high{};
+  for (int i = 0; i < VL; ++i) {
+    low[i] = i & S ? VL + (i ^ S) : i;
+    high[i] = i & S ? VL + i : i ^ S;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < VL; ++r) {
+    if (r & S) continue;
+    const Vec a = v[r], b = v[r | S];
+    v[r] = __builtin_shuffle(a, b, low);
+    v[r | S] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// One block of at most VL x VL.
+CS_INLINE void block(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows,
+                     int64_t columns) {
+  Vec v[VL];
+  if (rows == VL && columns == VL) {
+#pragma GCC unroll 16
+    for (int r = 0; r < VL; ++r) v[r] = load(src + r * src_stride);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < VL; ++r) v[r] = r < rows ? load_part(src + r * src_stride, columns) : Vec{};
+  }
+  exchange<1>(v);
+  exchange<2>(v);
+  if constexpr (VL > 4) exchange<4 % VL>(v);
+  if constexpr (VL > 8) exchange<8 % VL>(v);
+  if (rows == VL && columns == VL) {
+#pragma GCC unroll 16
+    for (int c = 0; c < VL; ++c) store(dst + c * dst_stride, v[c]);
+  } else {
+#pragma GCC unroll 16
+    for (int c = 0; c < VL; ++c)
+      if (c < columns) store_part(dst + c * dst_stride, v[c], rows);
+  }
+}
+
+// The transposes of `mb` matrices, in strips: as many rows of dst as fill whole cache lines of src.
+void transposes(const float* src, float* dst, int64_t mb, int64_t rows, int64_t columns, const Parallel& parallel) {
+  // The longer side is cut; 64 lines of the shorter one keep a strip of both sides in L1.
+  const bool by_rows = rows > columns;
+  const int64_t side = by_rows ? rows : columns, other = by_rows ? columns : rows;
+  const int64_t width = round_up(max_of(VL, min_of(side, 8192 / max_of(other, 1))), VL), strips = ceil_div(side, width);
   for_tasks(parallel, mb * strips, [&](int64_t task, int64_t) {
     const float* s = src + task / strips * rows * columns;
     float* d = dst + task / strips * rows * columns;
-    const int64_t c0 = task % strips * BLOCK, c1 = min_of(columns, c0 + BLOCK);
-    for (int64_t r0 = 0; r0 < rows; r0 += BLOCK) {
-      const int64_t r1 = min_of(rows, r0 + BLOCK);
-      for (int64_t c = c0; c < c1; ++c)
-        for (int64_t r = r0; r < r1; ++r) d[c * rows + r] = s[r * columns + c];
-    }
+    const int64_t begin = task % strips * width, count = min_of(width, side - begin);
+    if (by_rows)
+      transpose(s + begin * columns, columns, d + begin, rows, count, columns);
+    else
+      transpose(s + begin, columns, d + begin * rows, rows, rows, count);
   });
 }
 
 }  // namespace
 
+void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += VL)
+    for (int64_t r = 0; r < rows; r += VL)
+      block(src + r * src_stride + c, src_stride, dst + c * dst_stride + r, dst_stride, min_of(VL, rows - r),
+            min_of(VL, columns - c));
+}
+
 void to_nhwc(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel& parallel) {
-  transpose(src, dst, mb, channels, pixels, parallel);
+  transposes(src, dst, mb, channels, pixels, parallel);
 }
 
 void to_nchw(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel& parallel) {
-  transpose(src, dst, mb, pixels, channels, parallel);
+  transposes(src, dst, mb, pixels, channels, parallel);
 }
 
 }  // namespace convselect::CONVSELECT_ISA

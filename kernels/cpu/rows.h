@@ -1,0 +1,67 @@
+// How the matrix-based families with NHWC dst walk over the output pixels: pixel q = (n * oh + y) * ow + x is row q of C.
+#pragma once
+#include "gemm.h"
+#include "parallel.h"
+
+namespace convselect::CONVSELECT_ISA {
+
+// Tasks of a matrix product: blocks of rows first; of column groups too when there are too few rows to keep all
+// threads busy.
+struct TaskGrid {
+  int64_t rows, groups, row_tasks, column_tasks;
+
+  TaskGrid(int64_t rows, int64_t rows_in_task, int64_t groups, int threads)
+      : rows(rows), groups(groups), row_tasks(ceil_div(rows, rows_in_task)) {
+    column_tasks = row_tasks >= 4 * threads ? 1 : min_of(groups, ceil_div(4 * threads, row_tasks));
+  }
+  int64_t count() const { return row_tasks * column_tasks; }
+  int64_t row_begin(int64_t task) const { return task % row_tasks * rows / row_tasks; }
+  int64_t row_end(int64_t task) const { return (task % row_tasks + 1) * rows / row_tasks; }
+  int64_t group_begin(int64_t task) const { return task / row_tasks * groups / column_tasks; }
+  int64_t group_end(int64_t task) const { return (task / row_tasks + 1) * groups / column_tasks; }
+};
+
+// Calls f(n, y, x, i, count) for each run of pixels [x, x + count) of one output row (n, y) within [begin, end); i counts
+// pixels from begin.
+template <class F>
+CS_INLINE void for_runs(int64_t oh, int64_t ow, int64_t begin, int64_t end, const F& f) {
+  int64_t n = begin / (oh * ow), y = begin / ow % oh, x = begin % ow;
+  for (int64_t q = begin; q < end;) {
+    const int64_t count = min_of(ow - x, end - q);
+    f(n, y, x, q - begin, count);
+    q += count;
+    x = 0;
+    if (++y == oh) y = 0, ++n;
+  }
+}
+
+// The j of [0, count) for which first + j * step, step > 0, is inside [0, size): [*low, *high).
+CS_INLINE void clip(int64_t first, int64_t step, int64_t size, int64_t count, int64_t* low, int64_t* high) {
+  *low = first < 0 ? min_of(ceil_div(-first, step), count) : 0;
+  *high = max_of(*low, first < size ? min_of(ceil_div(size - first, step), count) : 0);
+}
+
+// Row pointers of the output pixels [begin, end) into NHWC src, channels from `channel` on: a[t * m + i] is the pixel
+// under tap t of pixel begin + i, or `zeros` in the padding; m = end - begin.
+CS_INLINE void row_pointers(const Problem& p, const float* src, int64_t channel, const float* zeros, int64_t begin,
+                            int64_t end, const float** a) {
+  const int64_t m = end - begin;
+  for_runs(p.oh(), p.ow(), begin, end, [&](int64_t n, int64_t y, int64_t x, int64_t i, int64_t count) {
+    for (int64_t ky = 0; ky < p.kh; ++ky) {
+      const int64_t iy = y * p.sh - p.ph + ky * p.dh;
+      const bool inside = iy >= 0 && iy < p.ih;
+      for (int64_t kx = 0; kx < p.kw; ++kx) {
+        const float** to = a + (ky * p.kw + kx) * m + i;
+        const int64_t ix = x * p.sw - p.pw + kx * p.dw, step = p.sw * p.ic;
+        int64_t low = count, high = count;
+        if (inside) clip(ix, p.sw, p.iw, count, &low, &high);
+        for (int64_t j = 0; j < low; ++j) to[j] = zeros;
+        const int64_t from = ((n * p.ih + iy) * p.iw + ix) * p.ic + channel;
+        for (int64_t j = low; j < high; ++j) to[j] = src + (from + j * step);
+        for (int64_t j = high; j < count; ++j) to[j] = zeros;
+      }
+    }
+  });
+}
+
+}  // namespace convselect::CONVSELECT_ISA
