@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch._guards import GuardSource
 from torch.fx import Graph, Node
 
 from convselect.primitive import IDENTITY, Activation
@@ -56,10 +57,10 @@ def static_inputs(graph: Graph, dynamo_placeholders: Sequence[Node]) -> set[Node
         source = getattr(grapharg, "source", None)
         if source is None:
             continue
-        kept_by_module = (
-            source.guard_source.is_unspecialized_nn_module() or source.guard_source.is_specialized_nn_module()
-        )
-        if kept_by_module or source.is_global() or isinstance(grapharg.example, torch.nn.Parameter):
+        origin = source.guard_source
+        kept_by_module = origin.is_unspecialized_nn_module() or origin.is_specialized_nn_module()
+        is_global = origin is GuardSource.GLOBAL
+        if kept_by_module or is_global or isinstance(grapharg.example, torch.nn.Parameter):
             static.add(node)
     return static
 
