@@ -11,8 +11,9 @@ from torch.nn.parameter import is_lazy
 from convselect import calibration
 from convselect.backend import Backend
 from convselect.errors import unknown_choice
-from convselect.explain import Explanation
+from convselect.explanation import Explanation
 from convselect.options import Options
+from convselect.plan import merged
 from convselect.runtime import run_graphs
 
 
@@ -79,7 +80,7 @@ def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:
             f"{type(fast).__name__} ran no graph compiled by convselect; "
             'pass the result of convselect.compile(model) or torch.compile(model, backend="convselect")'
         )
-    return Explanation.merged([graph.explained(args) for graph, args in ran])
+    return Explanation(merged([graph.measured_plan(args) for graph, args in ran]), type(getattr(fast, "_orig_mod", fast)).__name__)
 
 
 def calibrate(budget_s: float = 2.0, device: str = "cpu") -> None:

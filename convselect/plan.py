@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -96,3 +97,16 @@ class Plan:
         data["operators"] = tuple(OperatorPlan(**operator) for operator in data["operators"])
         data["edges"] = tuple((a, b) for a, b in data["edges"])
         return cls(**data)
+
+
+def merged(plans: Sequence[Plan]) -> Plan:
+    """One plan for a model that capture has split into several graphs, one after the other."""
+
+    def chain(name: str) -> tuple[Any, ...]:
+        return tuple(item for plan in plans for item in getattr(plan, name))
+
+    return replace(
+        plans[0],
+        **{name: chain(name) for name in ("layers", "transforms", "operators", "edges")},
+        **{name: sum(getattr(plan, name) for plan in plans) for name in ("total_predicted_ms", "gap_ms", "select_ms")},
+    )

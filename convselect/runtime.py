@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,13 +44,15 @@ class CompiledGraph:
         args.clear()
         return self._body(*packed, *rest)
 
-    def measure(self, args: list[Any], rounds: int = 10) -> dict[str, float]:
-        """Layer -> least time in milliseconds over `rounds` runs, in place: caches are as the network leaves them."""
+    def measured_plan(self, args: list[Any], rounds: int = 10) -> Plan:
+        """The plan with each layer's least time over `rounds` runs, in place: caches are as the network leaves them."""
         packed = self._constants.current([args[i] for i in self._statics])
         timer = _LayerTimer(self.module)
-        for _ in range(rounds):
-            timer.run(*packed, *(args[i] for i in self._arguments))
-        return timer.least_ms
+        with torch.inference_mode():
+            for _ in range(rounds):
+                timer.run(*packed, *(args[i] for i in self._arguments))
+        layers = (replace(layer, measured_ms=timer.least_ms.get(layer.name)) for layer in self.plan.layers)
+        return replace(self.plan, layers=tuple(layers))
 
 
 class _LayerTimer(Interpreter):

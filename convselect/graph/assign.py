@@ -85,8 +85,8 @@ def assign(
         low, high = high, 10 * high
         if high > 1e6:
             raise ValueError(
-                f"memory_mb is {memory_bytes / 2**20:.1f}, but the least that this model's primitives need is "
-                f"{_memory(feasible) / 2**20:.1f}"
+                f"memory_mb is {memory_bytes / 2**20:.4g}, but the least that this model's primitives need is "
+                f"{_memory(feasible) / 2**20:.4g}"
             )
     for _ in range(12):
         middle = math.sqrt(max(low, high * 1e-3) * high)
