@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,8 +88,12 @@ def _is_random(node: Node) -> bool:
 def find_convolutions(graph: Graph, constant: set[Node]) -> list[Unconverted]:
     """Replaces each two-dimensional `aten.convolution` that primitives may take by `convolution`; returns the others."""
     others = []
+    seen: Counter[str] = Counter()
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         name = qualified_name(node)
+        seen[name] += 1
+        if seen[name] > 1:  # a module that is called again
+            name = f"{name}#{seen[name]}"
         src, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
         reason = _reason_against(node, constant)
         problem = None
