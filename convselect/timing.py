@@ -1,9 +1,9 @@
 """Robust measurement of short calls; shared by calibration, profiling and benchmarks.
 
-On a busy machine a thread that has lost its processor at a barrier shows up as a step of 8 or 16 ms, always upwards, and
-for seconds on end. So candidates are timed interleaved, in several rounds, and the lower quartile counts; a timing starts
-once all threads are seen to run, and is repeated if the kernel says that it took a processor away meanwhile. (With a
-compiler running on one of 2 cores, a 0.15 ms convolution read 16 ms in every one of 5 rounds without this.)
+On a busy machine a thread that has lost its processor at a barrier shows up as a step of 8 or 16 ms, always upwards,
+and for seconds on end. So candidates are timed interleaved, in several rounds, and the lower quartile counts; a timing
+starts once all threads are seen to run, and is repeated if the kernel says that it took a processor away meanwhile.
+(With compilers running on both of 2 cores, a 0.32 ms convolution read 12 to 16 ms in all of 5 rounds without this.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convselect.machine import Machine
+from convselect.machine import Machine, cpu
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
 
@@ -29,7 +29,7 @@ _FIRST_CALL_MS = 30.0
 """What a first call may cost beyond its work: page faults, vendor libraries that generate code."""
 _SETTLED_MS = 0.3
 """A parallel call of a few microseconds takes longer than this when one of its threads is not running."""
-_SETTLE_TRIES = 4
+_SETTLE_TRIES = 3
 _RETRIES = 2
 _RETRY_BELOW_MS = 60.0
 """A step of 8 or 16 ms matters less in what takes longer, and repeating costs more."""
@@ -69,7 +69,9 @@ def interleaved(
             before()
         for step in range(len(runs)):
             index = (number + step) % len(runs)
-            if (abandon is not None and np.isfinite(least[index]) and least[index] > abandon * best) or _passed(deadline):
+            if (abandon is not None and np.isfinite(least[index]) and least[index] > abandon * best) or _passed(
+                deadline
+            ):
                 continue
             ms = _undisturbed(runs[index], index, between, deadline)
             times[number, index] = ms
@@ -203,10 +205,15 @@ class PrimitiveTimer:
 
 
 def time_primitives(
-    problem: ConvProblem, primitives: Sequence[Primitive], machine: Machine, *, rounds: int = 5
+    problem: ConvProblem,
+    primitives: Sequence[Primitive],
+    *,
+    rounds: int = 5,
+    machine: Machine | None = None,
+    deadline: float | None = None,
 ) -> dict[str, float]:
-    """`PrimitiveTimer.time_primitives` for a single problem."""
-    return PrimitiveTimer(machine).time_primitives(problem, primitives, rounds=rounds)
+    """`PrimitiveTimer.time_primitives` for a single problem, on the machine at hand."""
+    return PrimitiveTimer(machine or cpu()).time_primitives(problem, primitives, rounds=rounds, deadline=deadline)
 
 
 def _passed(deadline: float | None) -> bool:
