@@ -1,8 +1,8 @@
 """Writes convselect/data/grid.txt: the problems that `convselect profile` times, one a line, in their grammar.
 
 First the networks' own convolutions at batch 1, then a few at batch 2 and 8 and at other image sizes, then the paper's
-grid: (ic, oc, ih) triplets of the networks x kernel sizes x strides, thinned. Each part is shuffled with a fixed seed, so
-that any prefix is a useful sample. Needs torchvision: python benchmarks/make_grid.py
+grid: (ic, oc, ih) triplets of the networks x kernel sizes x strides, thinned. Each part is shuffled with a fixed seed,
+so that any prefix is a useful sample. Needs torchvision: python benchmarks/make_grid.py
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ NETWORKS = {
 }
 """torchvision's name -> image sizes, the network's own first."""
 
-BATCHES = {2: 60, 8: 60}
-OTHER_SIZES = 100
-GRID = 420
+BATCHES = {2: 90, 8: 90}
+OTHER_SIZES = 220
+GRID = 1100
+DEPTHWISE = 150
 """How many problems of each further part."""
 FLOPS_LIMIT = 8e9
 """Of the further parts: the largest would take most of the time and teach least."""
@@ -102,7 +103,15 @@ def grid() -> list[ConvProblem]:
     # 3x3 is where the primitives differ most: take it first, then the others alike.
     square = sample(rng, [p for p in product if p.kh == 3], GRID // 2, seen)
     rest = sample(rng, [p for p in product if p.kh != 3], GRID - GRID // 2, seen)
-    paper = square + rest
+    channels = sorted({(p.ic, p.ih) for p in own if p.is_depthwise})
+    depthwise = [
+        ConvProblem(1, c, c, ih, ih, c, k, k, s, s, k // 2, k // 2)
+        for c, ih in channels
+        for k in (3, 5, 7)
+        for s in (1, 2)
+        if ih >= k
+    ]
+    paper = square + rest + sample(rng, depthwise, DEPTHWISE, seen)
     rng.shuffle(paper)
     return own + further + paper
 
@@ -120,7 +129,9 @@ def main() -> None:
     out.parent.mkdir(exist_ok=True)
     out.write_text("".join(f"{problem}\n" for problem in problems))
     gflop = sum(problem.flops for problem in problems) / 1e9
-    print(f"{out}: {len(problems)} problems, {gflop:.0f} GFLOP in all, largest {max(p.flops for p in problems) / 1e9:.1f}")
+    print(
+        f"{out}: {len(problems)} problems, {gflop:.0f} GFLOP in all, largest {max(p.flops for p in problems) / 1e9:.1f}"
+    )
 
 
 if __name__ == "__main__":
