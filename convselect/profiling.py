@@ -23,6 +23,8 @@ from convselect.problem import ConvProblem
 from convselect.progress import reporting
 from convselect.timing import PrimitiveTimer
 
+__all__ = ["Profiled", "operators_path", "profile", "read_problems"]
+
 SAVE_EVERY_S = 20.0
 
 _DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
