@@ -102,7 +102,7 @@ def profile(
     with _threads(threads):
         machine = cpu()
         table = _Table(out, _SCHEMA)
-        _profile_operators(operators_path(out), machine, deadline)
+        _profile_operators(operators_path(out), machine, None if budget_s is None else start + 0.1 * budget_s)
         timer = PrimitiveTimer(machine)
         done = table.keys((*_DIMENSIONS, "primitive"), machine)
         todo = []
