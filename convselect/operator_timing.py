@@ -1,0 +1,135 @@
+"""Times what lies between convolutions: layout transforms, and ATen's operators in each layout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from convselect import kernels  # noqa: F401  (loads the operators)
+from convselect.layout import Layout
+from convselect.timing import Run, interleaved, robust_ms
+
+SHAPES: tuple[tuple[int, int, int, int], ...] = (
+    (1, 64, 56, 56), (1, 256, 14, 14), (1, 64, 112, 112), (1, 512, 7, 7), (1, 256, 56, 56), (1, 32, 28, 28),
+    (1, 3, 224, 224), (1, 128, 28, 28), (1, 1024, 14, 14), (1, 24, 56, 56), (1, 2048, 7, 7), (1, 512, 28, 28),
+    (1, 96, 112, 112), (1, 160, 7, 7), (1, 64, 224, 224), (1, 192, 35, 35), (1, 16, 14, 14), (8, 64, 56, 56),
+    (8, 512, 7, 7),
+)  # fmt: skip
+"""(n, c, h, w) of activations in common networks; any prefix spans a range of sizes."""
+
+Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of two sources f32 [n, c, h, w], dense in the same layout, of which it may read one."""
+
+
+class OperatorTime(NamedTuple):
+    """`key`: the operator, and its layout after a dot; `nbytes`: read and written together; `ms` a call."""
+
+    key: str
+    nbytes: int
+    threads: int
+    ms: float
+
+
+def _batch_norm(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    ones = torch.ones(x.shape[1])
+    return F.batch_norm(x, ones, ones, ones, ones, training=False)
+
+
+OPERATORS: tuple[tuple[str, int, Operator], ...] = (
+    ("max_pool", 1, lambda x, _: F.max_pool2d(x, 3, 2, 1)),
+    ("max_pool", 1, lambda x, _: F.max_pool2d(x, 2, 2)),
+    ("max_pool", 1, lambda x, _: F.max_pool2d(x, 3, 1, 1)),
+    ("avg_pool", 1, lambda x, _: F.avg_pool2d(x, 3, 1, 1)),
+    ("cat", 2, lambda x, y: torch.cat([x, y], 1)),
+    ("add", 2, lambda x, y: x + y),
+    ("elementwise", 1, lambda x, _: torch.relu(x)),
+    ("batch_norm", 1, _batch_norm),
+    ("mean", 1, lambda x, _: x.mean((2, 3), keepdim=True)),
+    ("adaptive_avg_pool", 1, lambda x, _: F.adaptive_avg_pool2d(x, 1)),
+)
+"""(key, sources read, operator); one key may have several rows."""
+
+
+def time_operators(
+    shapes: Sequence[tuple[int, int, int, int]] = SHAPES, *, rounds: int = 5, deadline: float | None = None
+) -> list[OperatorTime]:
+    """Times every operator of `OPERATORS` and the transforms "to_nhwc" and "to_nchw" on every shape.
+
+    Sources are warm, as just written. The threads are torch's current number. Shapes that the `deadline`
+    (perf_counter seconds) leaves no time for are left out.
+    """
+    rows: list[OperatorTime] = []
+    with torch.inference_mode():
+        for shape in shapes:
+            if deadline is not None and time.perf_counter() >= deadline:
+                break
+            rows += _time_shape(shape, rounds, deadline)
+    return rows
+
+
+def time_transforms(
+    shapes: Sequence[tuple[int, int, int, int]], *, rounds: int = 5, deadline: float | None = None
+) -> list[OperatorTime]:
+    """The transforms alone; calibration has no time for more."""
+    rows: list[OperatorTime] = []
+    with torch.inference_mode():
+        for shape in shapes:
+            if deadline is not None and time.perf_counter() >= deadline:
+                break
+            rows += _measure(_transforms(shape), rounds, deadline)
+    return rows
+
+
+Case = tuple[str, int, torch.Tensor, Run]
+"""(key, bytes, the source to warm, the call)."""
+
+
+def _transforms(shape: tuple[int, int, int, int]) -> list[Case]:
+    cases: list[Case] = []
+    plain = torch.rand(shape)
+    for target in Layout:
+        source = Layout.NHWC if target is Layout.NCHW else Layout.NCHW
+        src = plain.contiguous(memory_format=source.memory_format)
+        nhwc = target is Layout.NHWC
+        cases.append((f"to_{target}", 8 * src.numel(), src, _transform(src, nhwc)))
+    return cases
+
+
+def _transform(src: torch.Tensor, nhwc: bool) -> Run:
+    return lambda: torch.ops.convselect.to_layout(src, nhwc)
+
+
+def _time_shape(shape: tuple[int, int, int, int], rounds: int, deadline: float | None) -> list[OperatorTime]:
+    cases = _transforms(shape)
+    plain = torch.rand(shape)
+    for layout in Layout:
+        x = plain.contiguous(memory_format=layout.memory_format)
+        y = x.clone(memory_format=torch.preserve_format)
+        for key, sources, operator in OPERATORS:
+            nbytes = 4 * (sources * x.numel() + operator(x, y).numel())
+            cases.append((f"{key}.{layout}", nbytes, x, _call(operator, x, y)))
+    return _measure(cases, rounds, deadline)
+
+
+def _call(operator: Operator, x: torch.Tensor, y: torch.Tensor) -> Run:
+    return lambda: operator(x, y)
+
+
+def _measure(cases: Sequence[Case], rounds: int, deadline: float | None) -> list[OperatorTime]:
+    for _, _, _, run in cases:
+        run()
+
+    def warm_source(index: int) -> None:
+        cases[index][2].mul_(1.0)
+
+    times = interleaved([run for *_, run in cases], rounds=rounds, between=warm_source, deadline=deadline)
+    threads = torch.get_num_threads()
+    return [
+        OperatorTime(key, nbytes, threads, float(ms))
+        for (key, nbytes, _, _), ms in zip(cases, robust_ms(times), strict=True)
+        if ms == ms
+    ]

@@ -1,0 +1,220 @@
+"""Robust measurement of short calls; shared by calibration, profiling and benchmarks.
+
+On a busy machine a thread that has lost its processor at a barrier shows up as a step of 8 or 16 ms, always upwards,
+and for seconds on end. So candidates are timed interleaved, in several rounds, and the lower quartile counts; a timing
+starts once all threads are seen to run, and is repeated if the kernel says that it took a processor away meanwhile.
+(With compilers running on both of 2 cores, a 0.32 ms convolution read 12 to 16 ms in all of 5 rounds without this.)
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from convselect.machine import Machine, cpu
+from convselect.primitive import Activation, Primitive
+from convselect.problem import ConvProblem
+
+Array = npt.NDArray[np.float64]
+Run = Callable[[], object]
+
+ABANDON = 5.0
+"""A candidate that once takes this many times the best one's time is not run again."""
+_FIRST_CALL_MS = 30.0
+"""What a first call may cost beyond its work: page faults, vendor libraries that generate code."""
+_SETTLED_MS = 0.3
+"""A parallel call of a few microseconds takes longer than this when one of its threads is not running."""
+_SETTLE_TRIES = 3
+_RETRIES = 2
+_RETRY_BELOW_MS = 60.0
+"""A step of 8 or 16 ms matters less in what takes longer, and repeating costs more."""
+_FLUSH_LIMIT_BYTES = 64 * 2**20
+_PROBE = torch.zeros(40_000)
+"""Just more than what ATen gives to a single thread."""
+_RELU = Activation("relu")
+
+
+def interleaved(
+    runs: Sequence[Run],
+    *,
+    rounds: int,
+    before: Callable[[], None] | None = None,
+    between: Callable[[int], None] | None = None,
+    deadline: float | None = None,
+    abandon: float | None = None,
+) -> Array:
+    """Times each of `runs` once a round, each round starting one further, so that none always follows the same.
+
+    Args:
+        before: called, untimed, at the start of each round.
+        between: called, untimed, with the index of the run, before each timing.
+        deadline: `time.perf_counter()` seconds; nothing starts after it. None: no limit.
+        abandon: a run that has taken more than this many times the best time so far is not timed again.
+
+    Returns:
+        f64 [rounds, len(runs)], milliseconds; NaN for what was not timed.
+    """
+    times = np.full((rounds, len(runs)), np.nan)
+    best = np.inf
+    least = np.full(len(runs), np.inf)
+    for number in range(rounds):
+        if _passed(deadline):
+            break
+        if before is not None:
+            before()
+        for step in range(len(runs)):
+            index = (number + step) % len(runs)
+            if (abandon is not None and np.isfinite(least[index]) and least[index] > abandon * best) or _passed(
+                deadline
+            ):
+                continue
+            ms = _undisturbed(runs[index], index, between, deadline)
+            times[number, index] = ms
+            best = min(best, ms)
+            least[index] = min(least[index], ms)
+    return times
+
+
+def _undisturbed(run: Run, index: int, between: Callable[[int], None] | None, deadline: float | None) -> float:
+    """Milliseconds of one call during which no thread of ours was preempted, or of the least disturbed of a few."""
+    least = np.inf
+    for _ in range(1 + _RETRIES):
+        if between is not None:
+            between(index)
+        _settle()
+        switches = _preemptions()
+        start = time.perf_counter_ns()
+        run()
+        least = min(least, (time.perf_counter_ns() - start) * 1e-6)
+        if _preemptions() == switches or least > _RETRY_BELOW_MS or _passed(deadline):
+            break
+    return least
+
+
+def _preemptions() -> int:
+    """How often the kernel has taken a processor away from a thread of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _settle() -> None:
+    """Waits, within reason, until all threads of the pool run: a short parallel call must take as long as it should."""
+    for _ in range(_SETTLE_TRIES):
+        start = time.perf_counter_ns()
+        _PROBE.mul_(1.0)
+        if time.perf_counter_ns() - start < _SETTLED_MS * 1e6:
+            return
+
+
+def robust_ms(times: npt.ArrayLike) -> Array:
+    """The lower quartile over the rounds (of up to four, the minimum): f64 [rounds, n] to [n]; NaN where none."""
+    table = np.sort(np.asarray(times, dtype=np.float64), axis=0)  # NaN sorts last
+    count = np.isfinite(table).sum(axis=0)
+    row = np.maximum(count - 1, 0) // 4
+    result: Array = table[row, np.arange(table.shape[1])]
+    return result
+
+
+class PrimitiveTimer:
+    """Times primitives in the cache state of a network: weights cold, the source as just written by the layer before.
+
+    Once a round a buffer larger than the last-level cache is streamed through by all threads; each candidate's packed
+    weights are touched by no other, so they are cold when its turn comes. Epilogue: bias and ReLU. Times are those of
+    `Primitive.run` with torch's current number of threads.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        nbytes = min(_FLUSH_LIMIT_BYTES, max(8 * 2**20, machine.l3_bytes * 3 // 2))
+        self._buffer = torch.zeros(nbytes // 4)
+
+    def flush(self) -> None:
+        """Evicts what the caches hold."""
+        self._buffer.sum()
+
+    def time_primitives(
+        self,
+        problem: ConvProblem,
+        primitives: Sequence[Primitive],
+        *,
+        rounds: int = 5,
+        deadline: float | None = None,
+        abandon: float = ABANDON,
+    ) -> dict[str, float]:
+        """Primitive -> milliseconds. The primitives must accept the problem.
+
+        A candidate beyond `abandon` times the best keeps the little it was given: if its very first call, which also
+        warms up, is that slow, then that call. After `deadline` (perf_counter seconds) nothing is started, and
+        candidates that were not timed are left out.
+        """
+        with torch.inference_mode():
+            return self._time(problem, primitives, rounds, deadline, abandon)
+
+    def _time(
+        self,
+        problem: ConvProblem,
+        primitives: Sequence[Primitive],
+        rounds: int,
+        deadline: float | None,
+        abandon: float,
+    ) -> dict[str, float]:
+        p = problem
+        weight = torch.rand(p.oc, p.ic // p.g, p.kh, p.kw) - 0.5
+        bias = torch.rand(p.oc) - 0.5
+        plain = torch.rand(p.mb, p.ic, p.ih, p.iw) - 0.5
+        layouts = {primitive.src_layout for primitive in primitives}
+        sources = {layout: plain.contiguous(memory_format=layout.memory_format) for layout in layouts}
+
+        result: dict[str, float] = {}
+        timed: list[Primitive] = []
+        packs: list[torch.Tensor] = []
+        best = np.inf
+        for primitive in primitives:
+            if _passed(deadline):
+                break
+            src = sources[primitive.src_layout]
+            packed = primitive.prepack(p, weight)
+            start = time.perf_counter_ns()
+            primitive.run(p, _RELU, src, packed, bias, None)
+            ms = (time.perf_counter_ns() - start) * 1e-6
+            if ms > abandon * best + _FIRST_CALL_MS:
+                result[primitive.name] = ms
+                continue
+            best = min(best, ms)
+            timed.append(primitive)
+            packs.append(packed)
+
+        def runner(primitive: Primitive, packed: torch.Tensor) -> Run:
+            src = sources[primitive.src_layout]
+            return lambda: primitive.run(p, _RELU, src, packed, bias, None)
+
+        def warm_source(index: int) -> None:
+            sources[timed[index].src_layout].mul_(1.0)
+
+        runs = [runner(primitive, packed) for primitive, packed in zip(timed, packs, strict=True)]
+        times = interleaved(
+            runs, rounds=rounds, before=self.flush, between=warm_source, deadline=deadline, abandon=abandon
+        )
+        measured = robust_ms(times)
+        result |= {q.name: float(ms) for q, ms in zip(timed, measured, strict=True) if np.isfinite(ms)}
+        return result
+
+
+def time_primitives(
+    problem: ConvProblem,
+    primitives: Sequence[Primitive],
+    *,
+    rounds: int = 5,
+    machine: Machine | None = None,
+    deadline: float | None = None,
+) -> dict[str, float]:
+    """`PrimitiveTimer.time_primitives` for a single problem, on the machine at hand."""
+    return PrimitiveTimer(machine or cpu()).time_primitives(problem, primitives, rounds=rounds, deadline=deadline)
+
+
+def _passed(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() >= deadline

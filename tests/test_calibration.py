@@ -1,0 +1,263 @@
+"""Calibration against a machine and a cost model that are made up, so that what should happen is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convselect import calibration
+from convselect.calibration import RULED_OUT, Calibrator, candidates_of, expected_regret
+from convselect.costs import Costs, Samples, store
+from convselect.layout import Layout
+from convselect.machine import Machine, cpu
+from convselect.operator_timing import OperatorTime
+from convselect.primitive import Activation, Primitive, primitives
+from convselect.problem import ConvProblem
+
+LARGE = ConvProblem(1, 1, 64, 56, 56, 64, 3, 3, ph=1, pw=1)
+SMALL = ConvProblem(1, 1, 64, 7, 7, 64, 3, 3, ph=1, pw=1)
+MACHINE = Machine("cpu", "made up", "avx2", 2, 2, 0, 0, 0)
+
+
+class Named(Primitive):
+    """A primitive that never runs."""
+
+    src_layout = dst_layout = Layout.NHWC
+
+    def __init__(self, name: str) -> None:
+        self.name, self.family = name, name.partition("_")[0]
+
+    def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+        return 0
+
+    def packed_bytes(self, problem: ConvProblem) -> int:
+        return 0
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def run(
+        self,
+        problem: ConvProblem,
+        activation: Activation,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Model:
+    """ms = GFLOP times the primitive's factor, except where it was sampled."""
+
+    def __init__(self, factors: dict[str, float], std: float = 0.3, samples: Samples | None = None) -> None:
+        self.factors, self.std, self.samples = factors, std, samples or Samples()
+
+    def predict(
+        self, problems: Sequence[ConvProblem], candidates: Sequence[tuple[str, str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ms = np.array([[1e-8 * p.flops * self.factors[name] for name, _ in candidates] for p in problems])
+        std = np.full(ms.shape, self.std)
+        known = {(t.problem, t.primitive): t.ms for t in self.samples.timings}
+        for i, p in enumerate(problems):
+            for j, (name, _) in enumerate(candidates):
+                if (str(p), name) in known:
+                    ms[i, j], std[i, j] = known[str(p), name], 0.02
+        return ms, std
+
+    def with_samples(self, samples: Samples) -> Model:
+        return Model(self.factors, self.std, self.samples.merged(samples))
+
+
+class Clock:
+    """A timer whose primitives take what `truth` says; no longer than the deadline."""
+
+    def __init__(self, truth: Model, sleep: bool = False) -> None:
+        self.truth, self.sleep = truth, sleep
+        self.calls: list[tuple[ConvProblem, list[str]]] = []
+
+    def time_primitives(
+        self, problem: ConvProblem, primitives: Sequence[Primitive], *, rounds: int, deadline: float | None
+    ) -> dict[str, float]:
+        assert rounds >= 2
+        assert deadline is not None
+        self.calls.append((problem, [q.name for q in primitives]))
+        times = {}
+        for q in primitives:
+            ms = float(self.truth.predict([problem], [(q.name, q.family)])[0][0, 0])
+            if self.sleep:
+                if time.perf_counter() >= deadline:
+                    break
+                time.sleep(ms * 1e-3 * (rounds + 1))
+            times[q.name] = ms
+        return times
+
+    @property
+    def timed(self) -> list[tuple[ConvProblem, str]]:
+        return [(problem, name) for problem, names in self.calls for name in names]
+
+
+def calibrator(model: Model, clock: Clock, problems: dict[ConvProblem, int]) -> Calibrator:
+    able = {problem: [Named(name) for name in model.factors] for problem in problems}
+    return Calibrator(model, problems, able, clock, MACHINE)
+
+
+def soon(seconds: float = 5.0) -> float:
+    return time.perf_counter() + seconds
+
+
+def test_what_is_ruled_out_is_never_timed() -> None:
+    model = Model({"a_1": 1.0, "a_2": 1.2, "b_1": 1.5, "naive_1": 4.0, "naive_2": 1000.0}, std=0.3)
+    clock = Clock(Model({"a_1": 1.0, "a_2": 1.0, "b_1": 1.0, "naive_1": 0.1, "naive_2": 0.1}))
+    calibrator(model, clock, {LARGE: 1, SMALL: 1}).run(soon())
+    assert {name for _, name in clock.timed} == {"a_1", "a_2", "b_1"}
+    assert 4.0 * np.exp(-0.3) > RULED_OUT
+
+
+def test_uncertainty_brings_in_what_is_predicted_slow() -> None:
+    clock = Clock(Model({"a_1": 1.0, "b_1": 3.0}))
+    calibrator(Model({"a_1": 1.0, "b_1": 3.0}, std=0.8), clock, {LARGE: 1}).run(soon())
+    assert (LARGE, "b_1") in clock.timed
+
+
+def test_nothing_is_timed_twice_and_known_samples_not_at_all() -> None:
+    factors = {"a_1": 1.0, "a_2": 1.05, "b_1": 1.1}
+    known = Samples()
+    known.add(LARGE, "a_1", 2, 1e-8 * LARGE.flops)
+    known.add(LARGE, "a_2", 2, 1.5e-8 * LARGE.flops)
+    known.add(LARGE, "b_1", 2, 1.5e-8 * LARGE.flops)
+    clock = Clock(Model(factors))
+    c = calibrator(Model(factors, samples=known), clock, {LARGE: 1, SMALL: 50})
+    c.run(soon())
+    assert len(clock.timed) == len(set(clock.timed))
+    assert {problem for problem, _ in clock.timed} == {SMALL}
+    assert {(t.problem, t.primitive) for t in c.samples.timings} == {(str(p), name) for p, name in clock.timed}
+    assert all(t.threads == MACHINE.threads for t in c.samples.timings)
+
+
+def test_the_largest_layer_comes_first() -> None:
+    clock = Clock(Model({"a_1": 1.0, "a_2": 1.1}))
+    calibrator(Model({"a_1": 1.0, "a_2": 1.1}), clock, {SMALL: 1, LARGE: 1}).run(soon())
+    assert clock.calls[0][0] == LARGE
+
+
+def test_every_family_that_matters_is_seen_early() -> None:
+    factors = {f"{family}_{i}": 1.0 + 0.1 * n for n, family in enumerate("abcdefgh") for i in range(2)}
+    problems = {ConvProblem(1, 1, c, 28, 28, c, 3, 3, ph=1, pw=1): 1 for c in range(32, 256, 16)}
+    clock = Clock(Model(factors))
+    calibrator(Model(factors), clock, problems).run(soon())
+    early = {name[0] for _, names in clock.calls[:6] for name in names}
+    assert early == set("abcdefgh")
+
+
+def test_a_certain_model_ends_early() -> None:
+    clock = Clock(Model({"a_1": 1.0, "b_1": 1.5}))
+    calibrator(Model({"a_1": 1.0, "b_1": 1.5}, std=0.02), clock, {LARGE: 1}).run(soon(100))
+    assert clock.calls == []
+
+
+def test_a_surprise_changes_what_is_timed_next() -> None:
+    """a_1 turns out 2.5 times slower than predicted, so b_1, ruled out at first, is timed after all."""
+    problem = {LARGE: 1}
+    model = Model({"a_1": 1.0, "a_2": 1.05, "b_1": 2.4}, std=0.1)
+    clock = Clock(Model({"a_1": 2.5, "a_2": 2.6, "b_1": 2.4}))
+    calibrator(model, clock, problem).run(soon())
+    assert [name for _, name in clock.timed] == ["a_1", "a_2", "b_1"]
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.4])
+def test_the_budget_is_kept(budget: float) -> None:
+    factors = {f"a_{i}": 1.0 + 0.01 * i for i in range(8)}
+    problems = {ConvProblem(1, 1, c, 28, 28, c, 3, 3, ph=1, pw=1): 1 for c in range(8, 96, 2)}
+    clock = Clock(Model(factors), sleep=True)
+    start = time.perf_counter()
+    calibrator(Model(factors), clock, problems).run(start + budget)
+    assert 0.5 * budget < time.perf_counter() - start < 1.2 * budget + 0.05
+    assert len(clock.calls) > 2
+
+
+def test_expected_regret() -> None:
+    ms = np.array([[1.0, 1.2, np.inf], [2.0, 2.0, 2.0]])
+    std = np.full(ms.shape, 0.3)
+    rng = np.random.default_rng(0)
+    t = ms[:, :, None] * np.exp(0.3 * rng.standard_normal((2, 3, 400_000)))
+    regret = expected_regret(ms, std)
+    assert regret[0, 0] == pytest.approx(np.maximum(0, t[0, 0] - 1.2).mean(), rel=0.02)
+    assert regret[0, 1] == pytest.approx(np.maximum(0, 1.0 - t[0, 1]).mean(), rel=0.02)
+    assert regret[0, 2] == 0
+    assert regret[1] == pytest.approx(np.maximum(0, t[1] - 2.0).mean(axis=1), rel=0.02)
+    assert (expected_regret(np.ones((2, 1)), np.ones((2, 1))) == 0).all()
+
+
+class Shipped:
+    """Stands in for `CostModel` and `Costs`."""
+
+    @staticmethod
+    def load() -> None: ...
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cost model for the registered primitives, and a cache of the test's own."""
+    names = {q.name: 1.0 + 0.02 * i for i, q in enumerate(primitives())}
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibration, "CostModel", Shipped)
+    monkeypatch.setattr(calibration, "Costs", lambda model, samples, machine: Model(names, samples=samples))
+
+
+@pytest.mark.usefixtures("made_up")
+def test_calibrate_times_and_stores() -> None:
+    problem = ConvProblem(1, 1, 16, 14, 14, 16, 1, 1)
+    assert store.load(cpu()) is None
+    samples = calibration.calibrate(0.5, problems=[problem, problem], progress=False)
+    able = candidates_of([problem], cpu(), "default")[problem]
+    assert samples.timings
+    assert {t.problem for t in samples.timings} == {str(problem)}
+    assert {t.primitive for t in samples.timings} <= {q.name for q in able}
+    assert {t.key for t in samples.operators} <= {"to_nhwc", "to_nchw"}
+    stored = store.load(cpu())
+    assert stored is not None
+    assert sorted(stored.timings) == sorted(samples.timings)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_calibrate_keeps_what_was_timed_before_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Calibrator, *args: object) -> None:
+        self.samples.add(SMALL, "pointwise_nhwc", 2, 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Calibrator, "run", interrupted)
+    monkeypatch.setattr(calibration, "time_transforms", lambda *a, **k: [OperatorTime("to_nhwc", 8, 2, 0.1)])
+    with pytest.raises(KeyboardInterrupt):
+        calibration.calibrate(0.2, progress=False)
+    stored = store.load(cpu())
+    assert stored is not None
+    assert [t.ms for t in stored.timings] == [1.0]
+    assert [t.key for t in stored.operators] == ["to_nhwc"]
+
+
+def test_calibrate_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="budget_s"):
+        calibration.calibrate(0)
+    with pytest.raises(ValueError, match="device"):
+        calibration.calibrate(1.0, device="tpu")
+
+
+def test_costs_has_what_calibration_asks_for() -> None:
+    for method in ("predict", "with_samples"):
+        assert callable(getattr(Costs, method))
+
+
+def test_aten_is_a_candidate_only_where_there_is_no_other() -> None:
+    for problem, able in candidates_of([LARGE, SMALL], cpu(), "default").items():
+        assert able, f"nothing takes {problem}"
+        assert len(able) == 1 or all(q.family != "aten" for q in able)

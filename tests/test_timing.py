@@ -1,0 +1,157 @@
+"""Measurement: interleaving, robustness, early abandon, deadlines."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from convselect import timing
+from convselect.layout import Layout, holds
+from convselect.machine import Machine, cpu
+from convselect.operator_timing import OPERATORS, time_operators, time_transforms
+from convselect.primitive import Activation, Primitive
+from convselect.problem import ConvProblem
+from convselect.timing import PrimitiveTimer, interleaved, robust_ms, time_primitives
+
+PROBLEM = ConvProblem(1, 1, 16, 14, 14, 16, 3, 3, ph=1, pw=1)
+
+
+class Sleeper(Primitive):
+    """Takes `ms`, and checks what it is given."""
+
+    def __init__(self, name: str, ms: float, layout: Layout = Layout.NHWC, packs: str = "") -> None:
+        self.name, self.family, self.ms = name, "sleeper", ms
+        self.src_layout = self.dst_layout = layout
+        self.runs = 0
+
+    def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+        return 0
+
+    def packed_bytes(self, problem: ConvProblem) -> int:
+        return problem.weight_bytes
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        return weight.clone()
+
+    def run(
+        self,
+        problem: ConvProblem,
+        activation: Activation,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        assert activation.kind == "relu"
+        assert bias is not None
+        assert bias.shape == (problem.oc,)
+        assert src.shape == (problem.mb, problem.ic, problem.ih, problem.iw)
+        assert holds(src, self.src_layout)
+        assert packed.shape == (problem.oc, problem.ic // problem.g, problem.kh, problem.kw)
+        assert torch.is_inference_mode_enabled()
+        self.runs += 1
+        time.sleep(self.ms * 1e-3)
+        return src
+
+
+def test_interleaved_starts_each_round_one_further() -> None:
+    order: list[str] = []
+    runs = [lambda: order.append("a"), lambda: order.append("b"), lambda: order.append("c")]
+    times = interleaved(runs, rounds=2, before=lambda: order.append("|"))
+    kept = "".join(order)  # a timing that was disturbed is repeated
+    assert "".join(c for i, c in enumerate(kept) if i == 0 or c != kept[i - 1]) == "|abc|bca"
+    assert times.shape == (2, 3)
+    assert np.isfinite(times).all()
+
+
+def test_interleaved_starts_nothing_after_the_deadline() -> None:
+    times = interleaved([lambda: time.sleep(0.03)] * 3, rounds=5, deadline=time.perf_counter() + 0.04)
+    assert 1 <= np.isfinite(times).sum() <= 3
+    assert np.isnan(interleaved([lambda: None], rounds=3, deadline=time.perf_counter())).all()
+
+
+def test_interleaved_abandons_the_hopeless() -> None:
+    calls = [0, 0]
+
+    def run(index: int, ms: float) -> None:
+        calls[index] += 1
+        time.sleep(ms * 1e-3)
+
+    times = interleaved([lambda: run(0, 1), lambda: run(1, 80)], rounds=4, abandon=5.0)
+    assert np.isfinite(times[:, 0]).all()
+    assert np.isfinite(times[:, 1]).tolist() == [True, False, False, False]
+    assert calls[1] == 1
+
+
+def test_a_preempted_timing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([0, 1, 1, 1])  # the kernel takes a processor away during the first call, not during the second
+    monkeypatch.setattr(timing, "_preemptions", lambda: next(counts))
+    pauses = iter([0.03, 0.001])
+    times = interleaved([lambda: time.sleep(next(pauses))], rounds=1)
+    assert times[0, 0] < 25
+
+
+def test_robust_is_the_lower_quartile_of_what_was_timed() -> None:
+    nan = np.nan
+    times = np.array([[3.0, 9.0, nan], [1.0, nan, nan], [2.0, nan, nan], [16.0, nan, nan], [5.0, nan, nan]])
+    estimate = robust_ms(times)
+    assert estimate[:2].tolist() == [2.0, 9.0]
+    assert np.isnan(estimate[2])
+
+
+def test_primitives_are_timed_in_their_own_layout() -> None:
+    candidates = [Sleeper("fast", 2, Layout.NCHW), Sleeper("slow", 6), Sleeper("hopeless", 100)]
+    times = PrimitiveTimer(cpu()).time_primitives(PROBLEM, candidates, rounds=3)
+    assert set(times) == {"fast", "slow", "hopeless"}
+    assert 2 <= times["fast"] < times["slow"] < times["hopeless"]
+    assert candidates[0].runs >= 4
+    assert candidates[2].runs == 1  # its first call was its only one
+
+
+def test_primitives_without_time_are_left_out() -> None:
+    candidates = [Sleeper("a", 20), Sleeper("b", 20)]
+    start = time.perf_counter()
+    times = PrimitiveTimer(cpu()).time_primitives(PROBLEM, candidates, rounds=50, deadline=start + 0.15)
+    assert time.perf_counter() - start < 0.4
+    assert set(times) <= {"a", "b"}
+    assert PrimitiveTimer(cpu()).time_primitives(PROBLEM, candidates, deadline=start) == {}
+
+
+def test_time_primitives_on_a_kernel_of_ours() -> None:
+    from convselect import primitive
+
+    problem = ConvProblem(1, 1, 32, 14, 14, 64, 1, 1)
+    times = time_primitives(problem, [primitive.get("pointwise_nhwc")], rounds=2)
+    assert 0 < times["pointwise_nhwc"] < 1000
+
+
+def test_operators_are_timed_in_both_layouts() -> None:
+    rows = time_operators([(1, 8, 8, 8)], rounds=1)
+    assert {row.key for row in rows} == {"to_nhwc", "to_nchw"} | {
+        f"{key}.{layout}" for key, _, _ in OPERATORS for layout in ("nchw", "nhwc")
+    }
+    assert all(row.ms > 0 and row.threads == torch.get_num_threads() for row in rows)
+    nbytes = {row.key: row.nbytes for row in rows}
+    assert nbytes["to_nhwc"] == nbytes["elementwise.nchw"] == 2 * 4 * 512
+    assert nbytes["add.nhwc"] == 3 * 4 * 512
+    assert nbytes["cat.nhwc"] == 4 * 4 * 512
+    assert nbytes["mean.nchw"] == 4 * (512 + 8)
+
+
+def test_transforms_alone() -> None:
+    rows = time_transforms([(1, 8, 8, 8), (2, 16, 5, 7)], rounds=1)
+    assert [(row.key, row.nbytes) for row in rows] == [
+        ("to_nchw", 4096), ("to_nhwc", 4096), ("to_nchw", 8960), ("to_nhwc", 8960),
+    ]  # fmt: skip
+    assert all(row.ms > 0 for row in rows)
+
+
+@pytest.mark.parametrize("measure", [time_operators, time_transforms])
+def test_operators_keep_the_deadline(measure: object) -> None:
+    assert measure([(1, 8, 8, 8)], deadline=time.perf_counter()) == []  # type: ignore[operator]
