@@ -21,7 +21,7 @@ SHIPPED = Path(__file__).parent / "weights" / "cpu.safetensors"
 SCHEMA = 1
 
 FAMILY_STD = 0.6
-"""Added log deviation of a primitive that is predicted by its family, and half that of one of an unknown family."""
+"""Log deviation added for a primitive that is predicted by its family; twice as much for one of an unknown family."""
 OUTSIDE_STD = 0.25
 """Added log deviation for each standard deviation that a feature lies outside of what a primitive was trained on."""
 
@@ -79,6 +79,12 @@ class CostModel:
             h = silu(np.matmul(h, weight) + bias)
         weight, bias = self.layers[-1]
         return np.clip((np.matmul(h, weight) + bias) * s.scale + s.mean, s.low - 1, s.high + 1)
+
+    def prior_std(self, primitive: str, family: str) -> float:
+        """Log deviation for want of training data: 0 for a primitive of the model, more for a family's prior."""
+        if primitive in self.primitives:
+            return 0.0
+        return FAMILY_STD if family in self.families else 2 * FAMILY_STD
 
     def log_predict(
         self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,22 @@ class Profile:
             self.primitives, self.families, self.ms[index],
         )  # fmt: skip
 
+    def timed(self) -> Profile:
+        """Without the primitives that were never timed."""
+        columns = np.nonzero(np.isfinite(self.ms).any(axis=0))[0]
+        return replace(
+            self, primitives=tuple(self.primitives[i] for i in columns),
+            families=tuple(self.families[i] for i in columns), ms=self.ms[:, columns],
+        )  # fmt: skip
+
     def held_out(self, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
         """A mask [n] of about `fraction` of the rows, whole groups of equal (ic, oc, ih) at a time."""
         if not 0 <= fraction < 1:
             raise ValueError(f"the held-out fraction is {fraction}, must be at least 0 and less than 1")
         _, group = np.unique([(p.ic, p.oc, p.ih) for p in self.problems], axis=0, return_inverse=True)
         groups = int(group.max()) + 1
-        chosen = np.random.default_rng(seed).permutation(groups)[: round(fraction * groups)]
+        count = max(round(fraction * groups), 1 if fraction and groups > 1 else 0)
+        chosen = np.random.default_rng(seed).permutation(groups)[:count]
         return np.isin(group.reshape(-1), chosen)
 
 
@@ -135,7 +144,5 @@ def read_operators(tables: Sequence[Path | str | pa.Table]) -> list[tuple[str, i
         if missing:
             raise ValueError(f"the operator table lacks the columns {', '.join(missing)}; it has {table.column_names}")
         threads = table["threads"].to_pylist() if "threads" in table.column_names else [1] * table.num_rows
-        rows += zip(
-            table["key"].to_pylist(), table["bytes"].to_pylist(), threads, table["ms"].to_pylist(), strict=True
-        )
+        rows += zip(table["key"].to_pylist(), table["bytes"].to_pylist(), threads, table["ms"].to_pylist(), strict=True)
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Settings:
 
     hidden: tuple[int, ...] = (192, 192, 192)
     ensemble: int = 3
-    steps: int = 8000
+    steps: int = 4000
     batch: int = 128
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
@@ -83,10 +83,16 @@ def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def fit(
-    profile: Profile, *, settings: Settings = Settings(), seed: int = 0, progress: Progress | None = None,  # noqa: B008
+    profile: Profile, *, settings: Settings = Settings(), seed: int = 0, progress: Progress | None = None,
     label: str = "training",
 ) -> CostModel:  # fmt: skip
-    """Networks for all of `profile`: each is trained without, and stopped early by, another part of the groups."""
+    """Networks for all of `profile`: each is trained without, and stopped early by, another part of the groups.
+
+    Raises `ValueError` where the profile has fewer than two groups of (ic, oc, ih).
+    """
+    profile = profile.timed()
+    if len({(p.ic, p.oc, p.ih) for p in profile.problems}) < 2:
+        raise ValueError("the profile has problems of one (ic, oc, ih) only; training needs two at least")
     x, floor = describe(profile.problems, profile.threads)
     target = np.log(profile.ms) - np.log(floor)[:, None]
     statistics = _statistics(profile, x, target)
@@ -132,17 +138,115 @@ def fit(
                 break
     if progress is not None and task is not None:
         progress.update(task, completed=settings.steps)
-    layers = tuple(
-        (w.numpy(), b.numpy()) for w, b in zip(best[0::2], best[1::2], strict=True)
-    )
+    layers = tuple((w.numpy(), b.numpy()) for w, b in zip(best[0::2], best[1::2], strict=True))
     return CostModel(profile.primitives, profile.families, layers, statistics, OperatorModel())
 
 
-def predict_rows(model: CostModel, profile: Profile) -> Array:
-    """Predicted ms [n, P] of `profile`'s own rows and primitives."""
+def predict_rows(model: CostModel, profile: Profile) -> tuple[Array, Array]:
+    """Predicted ms and log deviation, both [n, P], of `profile`'s own rows and primitives."""
     candidates = list(zip(profile.primitives, profile.families, strict=True))
-    predicted = np.empty_like(profile.ms)
+    mean, std = np.empty_like(profile.ms), np.empty_like(profile.ms)
     for threads in np.unique(profile.threads):
         rows = np.nonzero(profile.threads == threads)[0]
-        predicted[rows] = model.predict([profile.problems[i] for i in rows], candidates, int(threads))
-    return predicted
+        mean[rows], std[rows] = model.log_predict([profile.problems[i] for i in rows], candidates, int(threads))
+    return np.exp(mean), std
+
+
+def _residual_std(error: Array, rest: Array, families: Sequence[str]) -> F32:
+    """For each primitive, what `rest` [n, P] (deviation explained otherwise) lacks to cover 90% of `error` [n, P].
+
+    `error` is of log(ms), NaN where not timed. A primitive with few timings takes its family's, or all of them.
+    """
+    result = np.empty(error.shape[1], np.float32)
+    for j, family in enumerate(families):
+        for columns in ([j], [i for i, name in enumerate(families) if name == family], list(range(len(families)))):
+            known = np.isfinite(error[:, columns])
+            if known.sum() >= 20 or len(columns) == len(families):
+                break
+        if not known.any():
+            result[j] = 0.1
+            continue
+        covered = np.quantile(np.abs(error[:, columns][known]), 0.9) / 1.645
+        result[j] = np.sqrt(max(covered**2 - np.median(rest[:, columns][known]) ** 2, 1e-4))
+    return result
+
+
+def _evaluate(model: CostModel, held: Profile) -> tuple[CostModel, dict[str, Any]]:
+    """`model` with its deviations set by the held-out rows, and its errors on them as plain data."""
+    bare = replace(model, statistics=replace(model.statistics, std=np.zeros_like(model.statistics.std)))
+    predicted, rest = predict_rows(bare, held)
+    error = np.log(held.ms / predicted)
+    column = {name: i for i, name in enumerate(held.primitives)}
+    order = [column[name] for name in model.primitives]
+    std = _residual_std(error[:, order], rest[:, order], model.families)
+    model = replace(model, statistics=replace(model.statistics, std=std))
+    known = np.isfinite(held.ms)
+    inside = np.abs(error) <= 1.645 * predict_rows(model, held)[1]
+    by_family = {}
+    for family in sorted(set(held.families)):
+        columns = [i for i, name in enumerate(held.families) if name == family]
+        if known[:, columns].any():
+            by_family[family] = {
+                "timings": int(known[:, columns].sum()),
+                "mdrae": mdrae(predicted[:, columns], held.ms[:, columns]),
+            }
+    return model, {
+        "problems": len(set(held.problems)), "timings": held.timings, **quality(predicted, held.ms)._asdict(),
+        "coverage_90": float(inside[known].mean()), "families": by_family,
+    }  # fmt: skip
+
+
+def train(
+    tables: Sequence[Path | str | pa.Table],
+    *,
+    operators: Sequence[Path | str | pa.Table] = (),
+    out: Path | None = None,
+    families: Mapping[str, str] | None = None,
+    machine: str = "",
+    holdout: float = 0.2,
+    refit: bool = True,
+    seed: int = 0,
+    settings: Settings = Settings(),
+    progress: bool = True,
+) -> CostModel:
+    """Fits a cost model to profile tables, writes it to `out` and returns it.
+
+    Args:
+        tables: in the long format, of one machine; those of another ISA belong to another model.
+        operators: tables with columns key, bytes, threads, ms; of layout transforms and of other operators.
+        families: primitive -> family, where the tables do not say.
+        machine: description, where the tables do not say.
+        holdout: part of the (ic, oc, ih) groups that the reported errors are measured on.
+        refit: train once more on all rows after measuring the errors on the held-out ones.
+
+    `model.info` has machines, date, problems, timings, threads, held_out {problems, timings, mdrae,
+    slowdown_total, slowdown_geomean, coverage_90, families {name: {timings, mdrae}}}, operators {key: error}, train_s.
+    """
+    start = time.perf_counter()
+    profile = read(tables, families)
+    lines = OperatorModel.fit(read_operators(operators))
+    held = profile.held_out(holdout, seed)
+    with Progress(disable=not progress, transient=True) as bar:
+        model = fit(profile.take(~held), settings=settings, seed=seed, progress=bar)
+        errors: dict[str, Any] = {}
+        if held.any():
+            model, errors = _evaluate(model, profile.take(held))
+        if refit and held.any():
+            measured = dict(zip(model.primitives, model.statistics.std, strict=True))
+            model = fit(profile, settings=settings, seed=seed, progress=bar, label="training on all rows")
+            worst = max(measured.values())
+            std = np.array([measured.get(name, worst) for name in model.primitives], np.float32)
+            model = replace(model, statistics=replace(model.statistics, std=std))
+    info = {
+        "machines": sorted({name for name in profile.machines if name} | ({machine} if machine else set())),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "problems": len(set(profile.problems)), "timings": profile.timings,
+        "threads": sorted({int(t) for t in profile.threads}),
+        "held_out": errors,
+        "operators": {key: max(line.error for line in by.values()) for key, by in lines.lines.items()},
+        "train_s": round(time.perf_counter() - start, 1),
+    }  # fmt: skip
+    model = replace(model, operators=lines, info=info)
+    if out is not None:
+        model.save(out)
+    return model

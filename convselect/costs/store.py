@@ -1,0 +1,271 @@
+"""The calibration cache: what was timed on a machine, kept from run to run.
+
+Two files a machine fingerprint: `F.json` describes and names the data, `F.<sha256, 16 digits>.safetensors` holds it.
+The data is written first and never changed, then the JSON is replaced: a reader sees the old pair or the new one.
+Both carry a hash, and any damage is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import platformdirs
+import safetensors.numpy
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from convselect.costs.operators import OperatorTiming
+from convselect.costs.samples import Samples, Timing
+from convselect.errors import ConvselectWarning
+from convselect.machine import Machine
+from convselect.problem import ConvProblem
+
+SCHEMA = 1
+LOCK_TIMEOUT_S = 20.0
+
+_unsaved: dict[tuple[str, str], Samples] = {}
+"""(directory, fingerprint) -> what could not be written; it lasts as long as the process."""
+_warned: set[str] = set()
+_guard = threading.Lock()
+
+T = TypeVar("T")
+
+
+class Damage(Exception):
+    """A file of the cache is not what was written; the message says how."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A calibration on disk. `damage` says what is wrong with it; None: it is sound."""
+
+    fingerprint: str
+    path: Path
+    machine: str
+    saved: str
+    timings: int
+    operators: int
+    nbytes: int
+    damage: str | None
+
+
+def directory() -> Path:
+    """`CONVSELECT_CACHE`, or the user's cache directory for convselect."""
+    return Path(os.environ.get("CONVSELECT_CACHE") or platformdirs.user_cache_dir("convselect"))
+
+
+def _encode(samples: Samples) -> bytes:
+    """safetensors: problem int64 [n, 14] as in `ConvProblem`, primitive and key int64 indices into `names`,
+    threads int64, nbytes int64, ms f64; `names` uint8, a JSON list of strings."""
+    names: dict[str, int] = {}
+    dimensions = [list(asdict(ConvProblem.parse(t.problem)).values()) for t in samples.timings]
+
+    def integers(values: Iterator[int] | list[list[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.array(list(values), dtype=np.int64)
+
+    tensors = {
+        "problem": integers(dimensions).reshape(len(dimensions), 14),
+        "primitive": integers(names.setdefault(t.primitive, len(names)) for t in samples.timings),
+        "threads": integers(t.threads for t in samples.timings),
+        "ms": np.array([t.ms for t in samples.timings], dtype=np.float64),
+        "operator.key": integers(names.setdefault(t.key, len(names)) for t in samples.operators),
+        "operator.nbytes": integers(t.nbytes for t in samples.operators),
+        "operator.threads": integers(t.threads for t in samples.operators),
+        "operator.ms": np.array([t.ms for t in samples.operators], dtype=np.float64),
+    }
+    tensors["names"] = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
+    return safetensors.numpy.save(tensors)
+
+
+def _decode(data: bytes) -> Samples:
+    t = safetensors.numpy.load(data)
+    names = json.loads(t["names"].tobytes())
+    columns = (t["primitive"], t["threads"], t["ms"])
+    operators = (t["operator.key"], t["operator.nbytes"], t["operator.threads"], t["operator.ms"])
+    return Samples(
+        [
+            Timing(str(ConvProblem(*dims)), names[name], threads, ms)
+            for dims, name, threads, ms in zip(t["problem"].tolist(), *(c.tolist() for c in columns), strict=True)
+        ],
+        [
+            OperatorTiming(names[key], nbytes, threads, ms)
+            for key, nbytes, threads, ms in zip(*(c.tolist() for c in operators), strict=True)
+        ],
+    )
+
+
+def _check(record: dict[str, Any]) -> str:
+    """sha256 of the other fields of the JSON."""
+    rest = {key: value for key, value in record.items() if key != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The JSON at `path`. Raises `Damage`; `OSError` where it cannot be read."""
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Damage(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("check") != _check(record):
+        raise Damage(f"{path} does not match its own hash")
+    if record.get("schema") != SCHEMA:
+        raise Damage(f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}")
+    return record
+
+
+def _read(path: Path) -> Samples:
+    """The samples that the JSON at `path` names. Raises `Damage`; `OSError` where it cannot be read."""
+    record = _record(path)
+    data_path = path.parent / str(record["data"])
+    data = data_path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise Damage(f"{data_path} does not match the hash in {path.name}")
+    try:
+        return _decode(data)
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise Damage(f"{data_path} does not hold timings: {error!r}") from error
+
+
+def _settled(read: Callable[[], T]) -> T:
+    """`read` again if it fails: another process may just have replaced the pair of files."""
+    try:
+        return read()
+    except (OSError, Damage):
+        return read()
+
+
+def _on_disk(folder: Path, fingerprint: str) -> Samples | None:
+    try:
+        return _settled(lambda: _read(folder / f"{fingerprint}.json"))
+    except (OSError, Damage):
+        return None
+
+
+def load(machine: Machine) -> Samples | None:
+    """What was timed on `machine`, by this process or an earlier one; None if nothing was, or if it is damaged."""
+    folder = directory()
+    stored = _on_disk(folder, machine.fingerprint)
+    with _guard:
+        unsaved = _unsaved.get((str(folder), machine.fingerprint))
+    if stored is None or unsaved is None:
+        return unsaved if stored is None else stored
+    return stored.merged(unsaved)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Creates `folder` and holds its lock. `OSError` where that is impossible, `filelock.Timeout` among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
+        yield
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Atomically: a temporary file in the same folder, then `os.replace`."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save(machine: Machine, samples: Samples) -> Samples:
+    """Adds `samples` to what is stored for `machine`, and returns all of it.
+
+    Where the cache cannot be written, the samples last as long as the process, and one `ConvselectWarning` for the
+    directory says why.
+    """
+    folder, fingerprint = directory(), machine.fingerprint
+    key = str(folder), fingerprint
+    with _guard:
+        samples = _unsaved.pop(key, Samples()).merged(samples)
+    try:
+        with _locked(folder):
+            merged = (_on_disk(folder, fingerprint) or Samples()).merged(samples)
+            data = _encode(merged)
+            digest = hashlib.sha256(data).hexdigest()
+            name = f"{fingerprint}.{digest[:16]}.safetensors"
+            record = {
+                "schema": SCHEMA, "fingerprint": fingerprint, "machine": str(machine), "description": asdict(machine),
+                "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "timings": len(merged.timings), "operators": len(merged.operators), "data": name, "sha256": digest,
+            }  # fmt: skip
+            record["check"] = _check(record)
+            _write(folder / name, data)
+            _write(folder / f"{fingerprint}.json", json.dumps(record, indent=1).encode())
+            for path in folder.glob(f"{fingerprint}.*.safetensors"):
+                if path.name != name:
+                    path.unlink(missing_ok=True)
+            return merged
+    except OSError as error:
+        with _guard:
+            _unsaved[key] = samples
+            first = str(folder) not in _warned
+            _warned.add(str(folder))
+        if first:
+            warnings.warn(
+                f"the calibration cannot be kept in {folder} ({error}); it lasts until this process ends. "
+                "Set CONVSELECT_CACHE to a directory that can be written",
+                ConvselectWarning, stacklevel=2,
+            )  # fmt: skip
+        return (_on_disk(folder, fingerprint) or Samples()).merged(samples)
+
+
+def _entry(path: Path) -> Entry:
+    record: dict[str, Any] = {}
+    damage = None
+    size = 0
+    try:
+        record = _settled(lambda: _record(path))
+        size = path.stat().st_size + (path.parent / str(record["data"])).stat().st_size
+        _settled(lambda: _read(path))
+    except (OSError, Damage) as error:
+        damage = str(error)
+    return Entry(
+        path.stem, path, str(record.get("machine", "")), str(record.get("saved", "")),
+        int(record.get("timings", 0)), int(record.get("operators", 0)), size, damage,
+    )  # fmt: skip
+
+
+def entries() -> list[Entry]:
+    """All calibrations in the cache, sound or damaged, in order of fingerprint."""
+    folder = directory()
+    return [_entry(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+
+
+def verify() -> list[Entry]:
+    """The damaged ones among `entries`."""
+    return [entry for entry in entries() if entry.damage is not None]
+
+
+def clear() -> int:
+    """Removes all calibrations, on disk and of this process; the number of those on disk.
+
+    Raises `OSError` where the directory cannot be written.
+    """
+    folder = directory()
+    with _guard:
+        for key in [key for key in _unsaved if key[0] == str(folder)]:
+            del _unsaved[key]
+    if not folder.is_dir():
+        return 0
+    with _locked(folder):
+        found = list(folder.glob("*.json"))
+        for path in (*found, *folder.glob("*.safetensors")):
+            path.unlink(missing_ok=True)
+    return len(found)
