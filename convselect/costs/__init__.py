@@ -49,6 +49,10 @@ class Costs:
         """Standard deviation of the log of `primitives_ms`, f64 [n, len(candidates)]."""
         return self.predict(problems, candidates)[1]
 
+    def measured_ms(self, problem: ConvProblem, primitive: str) -> float | None:
+        """What `samples` hold of `primitive` on `problem`; None if it was not timed."""
+        return self._adapted.measured_ms(problem, primitive, self.machine.threads)
+
     def operator_ms(self, key: str, nbytes: float) -> float:
         """Milliseconds of the operator or layout transform `key`, such as "to_nhwc" or "max_pool.nhwc".
 

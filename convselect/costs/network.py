@@ -78,7 +78,8 @@ class CostModel:
         for weight, bias in self.layers[:-1]:
             h = silu(np.matmul(h, weight) + bias)
         weight, bias = self.layers[-1]
-        return np.clip((np.matmul(h, weight) + bias) * s.scale + s.mean, s.low - 1, s.high + 1)
+        residuals: npt.NDArray[np.float32] = (np.matmul(h, weight) + bias) * s.scale + s.mean
+        return residuals.clip(s.low - 1, s.high + 1)
 
     def prior_std(self, primitive: str, family: str) -> float:
         """Log deviation for want of training data: 0 for a primitive of the model, more for a family's prior."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -30,15 +31,22 @@ class Samples:
         return bool(self.timings or self.operators)
 
     def add(self, problem: object, primitive: str, threads: int, ms: float) -> None:
-        """`problem` is a `ConvProblem` or its text."""
+        """`problem` is a `ConvProblem` or its text. Raises `ValueError` where `ms` is not positive and finite."""
+        _check(ms)
         self.timings.append(Timing(str(problem), primitive, threads, ms))
 
     def add_operator(self, key: str, nbytes: int, threads: int, ms: float) -> None:
+        _check(ms)
         self.operators.append(OperatorTiming(key, nbytes, threads, ms))
 
     def merged(self, other: Samples) -> Samples:
         """Both together; of what was timed twice the least time stays, as noise only ever adds."""
         return Samples(_least([*self.timings, *other.timings]), _least([*self.operators, *other.operators]))
+
+
+def _check(ms: float) -> None:
+    if not (math.isfinite(ms) and ms > 0):
+        raise ValueError(f"ms is {ms}, must be positive and finite")
 
 
 def _least(timings: list[T]) -> list[T]:

@@ -92,6 +92,9 @@ def _encode(samples: Samples) -> bytes:
 def _decode(data: bytes) -> Samples:
     t = safetensors.numpy.load(data)
     names = json.loads(t["names"].tobytes())
+    times = np.concatenate([t["ms"], t["operator.ms"]])
+    if not (np.isfinite(times) & (times > 0)).all():
+        raise ValueError("a time is not positive and finite")
     columns = (t["primitive"], t["threads"], t["ms"])
     operators = (t["operator.key"], t["operator.nbytes"], t["operator.threads"], t["operator.ms"])
     return Samples(
@@ -122,6 +125,8 @@ def _record(path: Path) -> dict[str, Any]:
         raise Damage(f"{path} does not match its own hash")
     if record.get("schema") != SCHEMA:
         raise Damage(f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}")
+    if not {"data", "sha256"} <= record.keys():
+        raise Damage(f"{path} names no data")
     return record
 
 

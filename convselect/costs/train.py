@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ def _statistics(profile: Profile, x: F32, target: Array) -> Statistics:
 def _initial(sizes: Sequence[int], networks: int, generator: torch.Generator) -> list[torch.Tensor]:
     """He-initialised weights f32 [E, in, out] and biases [E, 1, out], in turn; the last layer starts small."""
     parameters = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         gain = 0.1 if i == len(sizes) - 2 else 2**0.5
         weight = torch.randn(networks, fan_in, fan_out, generator=generator) * (gain / fan_in**0.5)
         parameters += [weight.requires_grad_(), torch.zeros(networks, 1, fan_out).requires_grad_()]

@@ -42,32 +42,43 @@ _STUDENT_ROUNDS = 3
 class _Ridge:
     """y = basis @ w + noise, w ~ N(0, diag(prior)), noise of i ~ N(0, variance[i] + extra^2).
 
-    `prior`, of `priors`, and `extra`, of `extras`, are those of the greatest marginal likelihood: with P the
-    posterior precision, basis' N^-1 basis + prior^-1, and b = basis' N^-1 y, its -2 log is, up to a constant,
-    y' N^-1 y - b' P^-1 b + log|N| + log|prior| + log|P|.
+    `extra`, of `extras`, and then `prior`, of `priors`, are those of the greatest marginal likelihood.
     """
 
     def __init__(
         self, basis: Array, y: Array, variance: Array, priors: Sequence[Array], extras: Sequence[float]
     ) -> None:
-        least = math.inf
-        for extra in extras:
-            noise = variance + extra**2
-            gram, moment = self._normal(basis, y, noise)
-            fixed = float((y**2 / noise).sum() + np.log(noise).sum())
-            for prior in priors:
-                precision = gram + np.diag(1 / prior)
-                mean = np.linalg.solve(precision, moment)
-                log_det = 2 * np.log(np.diag(np.linalg.cholesky(precision))).sum()
-                evidence = fixed - float(moment @ mean) + float(np.log(prior).sum() + log_det)
-                if evidence < least:
-                    least, self.mean, self.prior, self.extra = evidence, mean, prior, extra
+        def surprise(prior: Array, extra: float) -> float:
+            return self._surprise(basis, y, variance + extra**2, prior)
+
+        self.extra = min(extras, key=lambda extra: surprise(priors[len(priors) // 2], extra))
+        self.prior = min(priors, key=lambda prior: surprise(prior, self.extra))
         noise = variance + self.extra**2
+        self.mean = np.zeros(basis.shape[1])
+        weighed = noise
         for _ in range(_STUDENT_ROUNDS):
-            surprise = (y - basis @ self.mean) ** 2 / noise
-            gram, moment = self._normal(basis, y, noise * np.maximum(1, (_STUDENT + surprise) / (_STUDENT + 1)))
+            gram, moment = self._normal(basis, y, weighed)
             self.covariance = np.linalg.inv(gram + np.diag(1 / self.prior))
             self.mean = self.covariance @ moment
+            rest = (y - basis @ self.mean) ** 2 / noise
+            weighed = noise * np.maximum(1, (_STUDENT + rest) / (_STUDENT + 1))
+
+    @classmethod
+    def _surprise(cls, basis: Array, y: Array, noise: Array, prior: Array) -> float:
+        """-2 log of the marginal likelihood but for a constant: y' N^-1 y - b' P^-1 b + log|N| + log|prior| + log|P|.
+
+        b = basis' N^-1 y and P = basis' N^-1 basis + prior^-1. One Cholesky factor of [[P, b], [b', c]] gives both: its last row is L^-1 b, the rest of its diagonal is P's.
+        """
+        gram, moment = cls._normal(basis, y, noise)
+        total = float((y**2 / noise).sum())
+        d = len(prior)
+        bordered = np.empty((d + 1, d + 1))
+        bordered[:d, :d] = gram + np.diag(1 / prior)
+        bordered[d, :d] = bordered[:d, d] = moment
+        bordered[d, d] = total * (1 + 1e-9) + 1
+        factor = np.linalg.cholesky(bordered)
+        log_det = 2 * np.log(np.diag(factor)[:d]).sum()
+        return float(total - (factor[d, :d] ** 2).sum() + np.log(noise).sum() + np.log(prior).sum() + log_det)
 
     @staticmethod
     def _normal(basis: Array, y: Array, noise: Array) -> tuple[Array, Array]:
@@ -142,7 +153,8 @@ class Adapted:
     def _size(self, problems: Sequence[ConvProblem]) -> Array:
         """Normalised log FLOPs [n], kept within what slopes may extrapolate to."""
         log_flops = np.log2([float(p.flops) for p in problems])
-        return np.clip((log_flops - self._centre) / self._spread, -2.5, 2.5)
+        size: Array = np.clip((log_flops - self._centre) / self._spread, -2.5, 2.5)
+        return size
 
     def _predicted(
         self, samples: Samples, problems: Sequence[ConvProblem], candidates: Sequence[Candidate]
@@ -192,6 +204,10 @@ class Adapted:
                 if ms is not None:
                     mean[i, j], std[i, j] = math.log(ms), MEASURED_STD
         return mean, std
+
+    def measured_ms(self, problem: ConvProblem, primitive: str, threads: int) -> float | None:
+        """As it was timed; None if it was not."""
+        return self._measured.get((str(problem), primitive, threads))
 
     def operator_ms(self, key: str, nbytes: float, threads: int) -> float:
         """Time of one call of the operator that reads and writes `nbytes` together."""

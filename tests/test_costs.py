@@ -1,0 +1,307 @@
+"""The cost model: features, training, prediction, operators and adaptation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from convselect.costs import Costs, CostModel, OperatorModel, Samples
+from convselect.costs.features import FEATURES, features, floor_ms
+from convselect.costs.metrics import mdrae, quality
+from convselect.costs.tables import read
+from convselect.costs.train import Settings, fit, predict_rows, train
+from convselect.costs.transfer import Adapted
+from convselect.machine import Machine
+from convselect.problem import ConvProblem
+
+PAPER = Path("/work/shared/data/paper_intel.parquet")
+PRIMITIVES = {
+    "direct_nchw": ("direct", 20.0, 2.0), "direct_nhwc": ("direct", 30.0, 2.0), "im2col_nchw": ("im2col", 80.0, 9.0),
+    "im2row_nhwc": ("im2row", 90.0, 8.0), "winograd_f4x4_3x3_nhwc": ("winograd", 250.0, 12.0),
+    "winograd_f2x2_3x3_nhwc": ("winograd", 180.0, 10.0),
+}  # fmt: skip
+"""family, GFLOP/s, microseconds for each KiB moved / 1000: a made-up machine."""
+CANDIDATES = [(name, family) for name, (family, _, _) in PRIMITIVES.items()]
+SMALL = Settings(hidden=(48, 48), ensemble=2, steps=500, evaluations=10)
+
+
+def problems(count: int, seed: int = 0) -> list[ConvProblem]:
+    rng = np.random.default_rng(seed)
+
+    def one() -> ConvProblem:
+        kernel = int(rng.choice([1, 3, 5]))
+        ic, oc = (int(v) for v in rng.choice([16, 32, 64, 96, 128, 256, 512], 2))
+        size = int(rng.choice([7, 14, 28, 56]))
+        stride = int(rng.choice([1, 2]))
+        return ConvProblem(1, 1, ic, size, size, oc, kernel, kernel, stride, stride, kernel // 2, kernel // 2)
+
+    return list(dict.fromkeys(one() for _ in range(count)))
+
+
+def true_ms(problem: ConvProblem, primitive: str, threads: int) -> float:
+    family, gflops, moved = PRIMITIVES[primitive]
+    if family == "winograd" and (problem.kh, problem.sh) != (3, 1):
+        return float("nan")
+    nbytes = problem.src_bytes + problem.dst_bytes + problem.weight_bytes
+    return 0.003 + (problem.flops / gflops / 1e6 + nbytes * moved / 1e8) / threads
+
+
+def table(problems: list[ConvProblem], threads: tuple[int, ...] = (1, 2)) -> pa.Table:
+    rows = [
+        {**vars_of(p), "threads": t, "primitive": name, "family": PRIMITIVES[name][0], "ms": true_ms(p, name, t)}
+        for p in problems for t in threads for name in PRIMITIVES
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
+def vars_of(problem: ConvProblem) -> dict[str, int]:
+    return {name: getattr(problem, name) for name in ConvProblem.__dataclass_fields__}
+
+
+def machine(threads: int = 1) -> Machine:
+    return Machine("cpu", "made up", "avx2", 2, threads, 32768, 1 << 20, 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> CostModel:
+    out = tmp_path_factory.mktemp("model") / "cpu.safetensors"
+    operators = pa.table({
+        "key": ["to_nhwc"] * 3 + ["elementwise.nhwc"] * 3, "bytes": [10_000, 100_000, 1_000_000] * 2,
+        "threads": [1] * 6, "ms": [0.011, 0.02, 0.11, 0.006, 0.015, 0.105],
+    })  # fmt: skip
+    return train([table(problems(400))], operators=[operators], out=out, machine="made up", settings=SMALL,
+                 progress=False)  # fmt: skip
+
+
+def test_features_are_finite_and_named() -> None:
+    found = features([*problems(50), ConvProblem(2, 32, 32, 9, 7, 32, 3, 5, 2, 1, 1, 2, 1, 1)], 2)
+    assert found.shape == (len(found), len(FEATURES))
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert found[-1, FEATURES.index("depthwise")] == 1
+    assert found[-1, FEATURES.index("log_threads")] == 1
+    assert len(set(FEATURES)) == len(FEATURES)
+    assert (floor_ms(problems(50), 2) < floor_ms(problems(50), 1)).all()
+
+
+def test_features_see_every_dimension() -> None:
+    base = ConvProblem(2, 2, 64, 28, 30, 32, 3, 5, 1, 1, 1, 2, 1, 1)
+    for name in ConvProblem.__dataclass_fields__:
+        other = ConvProblem(**{**vars_of(base), name: getattr(base, name) * 2})
+        assert (features([base], 1) != features([other], 1)).any(), name
+
+
+def test_held_out_rows_share_no_group() -> None:
+    profile = read([table(problems(200))])
+    held = profile.held_out(0.2)
+    groups = [(p.ic, p.oc, p.ih) for p in profile.problems]
+    assert not {g for g, h in zip(groups, held, strict=True) if h} & {
+        g for g, h in zip(groups, held, strict=True) if not h
+    }
+    assert 0.1 < held.mean() < 0.3
+
+
+def test_training_learns_and_says_how_well(model: CostModel) -> None:
+    held = model.info["held_out"]
+    assert held["mdrae"] < 0.06
+    assert held["slowdown_total"] < 1.02
+    assert 0.8 < held["coverage_90"] <= 1
+    assert set(held["families"]) == {"direct", "im2col", "im2row", "winograd"}
+    assert model.info["machines"] == ["made up"]
+    assert model.info["threads"] == [1, 2]
+    unseen = problems(60, seed=9)
+    for threads in (1, 2):
+        measured = np.array([[true_ms(p, name, threads) for name in PRIMITIVES] for p in unseen])
+        assert mdrae(model.predict(unseen, CANDIDATES, threads), measured) < 0.06
+
+
+def test_training_needs_problems() -> None:
+    with pytest.raises(ValueError, match="two at least"):
+        train([table([ConvProblem(1, 1, 8, 8, 8, 8, 1, 1)])], settings=SMALL, progress=False)
+
+
+def test_a_primitive_that_is_only_in_the_held_out_rows_is_trained_in_the_end() -> None:
+    few = problems(60)
+    held = read([table(few)]).held_out(0.2)
+    rare = {**vars_of(few[int(np.nonzero(held)[0][0]) // 2]), "threads": 1, "primitive": "rare", "family": "rare"}
+    whole = pa.concat_tables([table(few), pa.Table.from_pylist([{**rare, "ms": 1.0}])])
+    settings = Settings(hidden=(16,), ensemble=1, steps=20, evaluations=2)
+    assert "rare" in train([whole], settings=settings, progress=False).primitives
+
+
+def test_a_saved_model_predicts_the_same(model: CostModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "m.safetensors")
+    again = CostModel.load(tmp_path / "m.safetensors")
+    some = problems(20, seed=3)
+    np.testing.assert_array_equal(again.predict(some, CANDIDATES, 2), model.predict(some, CANDIDATES, 2))
+    assert again.operators.lines == model.operators.lines
+    assert again.info == model.info
+    assert again.families == model.families
+
+
+def test_a_missing_or_damaged_model_is_a_clear_error(model: CostModel, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(FileNotFoundError, match="convselect train"):
+        CostModel.load(path)
+    model.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a cost model"):
+        CostModel.load(path)
+
+
+def test_predicting_a_whole_network_takes_under_ten_milliseconds(tmp_path: Path) -> None:
+    candidates = [(f"{family}_{i}", family) for family in ("a", "b", "c", "d", "e") for i in range(5)]
+    one = {"ic": 16, "oc": 16, "kh": 3}
+    rows = [{**one, "ih": ih, "primitive": p, "family": f, "ms": 1.0} for ih in (8, 16, 32) for p, f in candidates]
+    model = fit(read([pa.Table.from_pylist(rows)]), settings=Settings(steps=2, evaluations=1))
+    network = problems(400)[:110]
+    assert len(network) == 110
+
+    def elapsed_ms() -> float:
+        start = time.perf_counter()
+        model.predict(network, candidates, 2)
+        return 1e3 * (time.perf_counter() - start)
+
+    assert min(elapsed_ms() for _ in range(30)) < 10
+
+
+def test_prediction_needs_no_torch_and_no_primitive() -> None:
+    folder = Path(sys.modules["convselect.costs"].__file__ or "").parent
+    for name in ("features", "network", "operators", "transfer", "samples", "metrics", "tables"):
+        text = (folder / f"{name}.py").read_text()
+        assert "import torch" not in text, name
+        assert "convselect.primitive" not in text, name
+
+
+def test_an_unknown_primitive_takes_its_familys_prior(model: CostModel) -> None:
+    some = [ConvProblem(1, 1, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1)]
+    known, known_std = model.log_predict(some, CANDIDATES[:2], 1)
+    found, std = model.log_predict(some, [("direct_blocked", "direct"), ("fft_nchw", "fft")], 1)
+    assert known.min() <= found[0, 0] <= known.max()
+    assert std[0, 0] > known_std.max()
+    everything = model.predict(some, CANDIDATES, 1)
+    assert np.exp(found[0, 1]) > np.median(everything)
+    assert std[0, 1] > std[0, 0]
+
+
+def test_a_problem_unlike_the_training_data_is_less_certain(model: CostModel) -> None:
+    near, far = ConvProblem(1, 1, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1), ConvProblem(64, 1, 4096, 300, 300, 4096, 11, 11)
+    std = model.log_predict([near, far], CANDIDATES, 1)[1]
+    assert (std[1] > 2 * std[0]).all()
+    assert np.isfinite(model.predict([far], CANDIDATES, 1)).all()
+    assert model.predict([], CANDIDATES, 1).shape == (0, len(CANDIDATES))
+
+
+def test_an_unknown_operator_falls_back_on_elementwise(model: CostModel) -> None:
+    assert model.operators.ms("gelu.nhwc", 5_000, 1) == model.operators.ms("elementwise.nhwc", 5_000, 1)
+    assert OperatorModel().ms("gelu.nhwc", 5_000, 1) > 0
+
+
+def sampled(scale: dict[str, float], count: int, seed: int, threads: int = 1) -> Samples:
+    samples = Samples()
+    for problem in problems(count, seed):
+        for name, (family, _, _) in PRIMITIVES.items():
+            ms = true_ms(problem, name, threads) * scale[family]
+            if np.isfinite(ms):
+                samples.add(problem, name, threads, ms)
+    return samples
+
+
+def test_adaptation_finds_what_another_machine_scales(model: CostModel) -> None:
+    scale = {"direct": 3.0, "im2col": 0.8, "im2row": 1.5, "winograd": 6.0}
+    target = problems(100, seed=5)
+    measured = np.array([[true_ms(p, n, 1) * scale[f] for n, (f, _, _) in PRIMITIVES.items()] for p in target])
+    before = quality(model.predict(target, CANDIDATES, 1), measured)
+    errors = []
+    for count in (1, 5, 20):
+        mean, std = Adapted(model, sampled(scale, count, seed=77)).log_predict(target, CANDIDATES, 1)
+        errors.append(mdrae(np.exp(mean), measured))
+    inside = np.abs(mean - np.log(measured)) <= 1.645 * std
+    assert errors[0] < 0.6 * before.mdrae
+    assert errors[1] < 0.25 * before.mdrae
+    assert errors[2] < 0.08
+    assert quality(np.exp(mean), measured).slowdown_total < before.slowdown_total
+    assert inside[np.isfinite(measured)].mean() > 0.8
+
+
+def test_one_disturbed_timing_does_not_move_the_rest(model: CostModel) -> None:
+    scale = dict.fromkeys(("direct", "im2col", "im2row", "winograd"), 2.0)
+    samples = sampled(scale, 10, seed=3)
+    worst = samples.timings[0]
+    samples.timings[0] = worst._replace(ms=worst.ms * 16)
+    target = problems(40, seed=6)
+    calm = Adapted(model, sampled(scale, 10, seed=3)).log_predict(target, CANDIDATES, 1)[0]
+    disturbed = Adapted(model, samples).log_predict(target, CANDIDATES, 1)[0]
+    assert np.median(np.abs(calm - disturbed)) < 0.05
+
+
+def test_a_measured_time_overrides_the_prediction(model: CostModel) -> None:
+    samples = Samples()
+    some = problems(3)
+    samples.add(some[1], "direct_nhwc", 2, 123.0)
+    samples.add(some[1], "direct_nhwc", 2, 125.0)
+    costs = Costs(model, samples, machine(threads=2))
+    assert costs.primitives_ms(some, CANDIDATES)[1, 1] == pytest.approx(123.0)
+    assert costs.measured_ms(some[1], "direct_nhwc") == 123.0
+    assert costs.measured_ms(some[0], "direct_nhwc") is None
+    assert costs.uncertainty(some, CANDIDATES)[1, 1] < 0.05
+    assert costs.primitives_ms(some, CANDIDATES)[0, 1] != pytest.approx(123.0)
+    other = Costs(model, samples, machine(threads=1))
+    assert other.primitives_ms(some, CANDIDATES)[1, 1] != pytest.approx(123.0)
+
+
+def test_a_sampled_primitive_that_the_model_lacks_learns_its_own_offset(model: CostModel) -> None:
+    samples = Samples()
+    for problem in problems(12, seed=8):
+        samples.add(problem, "direct_blocked", 1, 5 * true_ms(problem, "direct_nhwc", 1))
+        samples.add(problem, "direct_nhwc", 1, true_ms(problem, "direct_nhwc", 1))
+    some = problems(20, seed=11)
+    found = Costs(model, samples, machine()).primitives_ms(
+        some, [("direct_blocked", "direct"), ("direct_nhwc", "direct")]
+    )
+    assert np.median(found[:, 0] / found[:, 1]) == pytest.approx(5, rel=0.2)
+
+
+def test_without_samples_the_model_is_as_it_is(model: CostModel) -> None:
+    some = problems(10)
+    costs = Costs(model, None, machine())
+    np.testing.assert_allclose(costs.primitives_ms(some, CANDIDATES), model.predict(some, CANDIDATES, 1), rtol=1e-12)
+    assert (costs.uncertainty(some, CANDIDATES) > 0.5).all()
+    at_home = CostModel(model.primitives, model.families, model.layers, model.statistics, model.operators,
+                        {"machines": [str(machine())]})  # fmt: skip
+    assert (Costs(at_home, None, machine()).uncertainty(some, CANDIDATES[:4]) < 0.15).all()
+    assert costs.with_samples(sampled(dict.fromkeys(("direct", "im2col", "im2row", "winograd"), 2.0), 5, 1)).samples
+
+
+def test_operator_timings_scale_their_lines(model: CostModel) -> None:
+    samples = Samples()
+    for nbytes in (10_000, 100_000, 1_000_000):
+        samples.add_operator("to_nhwc", nbytes, 1, 3 * model.operators.ms("to_nhwc", nbytes, 1))
+    before, after = Costs(model, None, machine()), Costs(model, samples, machine())
+    assert after.operator_ms("to_nhwc", 50_000) == pytest.approx(3 * before.operator_ms("to_nhwc", 50_000), rel=0.15)
+    assert after.operator_ms("add.nhwc", 50_000) > before.operator_ms("add.nhwc", 50_000)
+
+
+def test_the_papers_own_table_is_learned() -> None:
+    if not PAPER.exists():
+        pytest.skip(f"{PAPER}, the paper's published table, is not on this machine")
+    profile = read([pq.read_table(PAPER)])
+    held = profile.held_out(0.2)
+    model = fit(profile.take(~held), settings=Settings(hidden=(128, 128), ensemble=1, steps=1200, evaluations=10))
+    found = quality(predict_rows(model, profile.take(held))[0], profile.take(held).ms)
+    assert found.mdrae <= 0.03
+    assert found.slowdown_total <= 1.01
+
+
+def test_costs_reach_no_primitive() -> None:
+    code = "import sys, convselect.costs; print([m for m in sys.modules if m.startswith('convselect.primitive')])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -1,0 +1,182 @@
+"""The calibration cache: kept, merged, and never an exception, whatever happened to its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from convselect.costs import Samples, store
+from convselect.errors import ConvselectWarning
+from convselect.machine import Machine
+
+MACHINE = Machine("cpu", "made up", "avx2", 2, 2, 32768, 1 << 20, 0)
+PROBLEM = "mb1_g1ic64ih56iw56oc64oh56ow56kh3kw3sh1sw1ph1pw1dh1dw1"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "_unsaved", {})
+    monkeypatch.setattr(store, "_warned", set())
+    return tmp_path / "cache"
+
+
+def samples(*names: str, ms: float = 1.25) -> Samples:
+    found = Samples()
+    for name in names:
+        found.add(PROBLEM, name, 2, ms)
+    found.add_operator("to_nhwc", 802_816, 2, 0.1)
+    return found
+
+
+def names(found: Samples | None) -> set[str]:
+    return {t.primitive for t in found.timings} if found else set()
+
+
+def test_what_is_saved_is_loaded() -> None:
+    assert store.load(MACHINE) is None
+    store.save(MACHINE, samples("direct_nhwc", "im2row_nhwc"))
+    found = store.load(MACHINE)
+    assert found == samples("direct_nhwc", "im2row_nhwc")
+    assert store.load(Machine("cpu", "another", "avx2", 2, 2, 32768, 1 << 20, 0)) is None
+
+
+def test_saving_merges_and_keeps_the_least(folder: Path) -> None:
+    store.save(MACHINE, samples("a", ms=2.0))
+    store.save(MACHINE, samples("b", "a", ms=1.0))
+    merged = store.save(MACHINE, samples("a", ms=3.0))
+    assert merged == store.load(MACHINE)
+    assert {t.primitive: t.ms for t in merged.timings} == {"a": 1.0, "b": 1.0}
+    assert len(merged.operators) == 1
+    assert len(list(folder.glob("*.safetensors"))) == 1
+
+
+def test_no_samples_are_a_calibration_too() -> None:
+    store.save(MACHINE, Samples())
+    assert store.load(MACHINE) == Samples()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "absent", "bits"])
+def test_any_damage_is_a_miss(folder: Path, suffix: str, damage: str) -> None:
+    store.save(MACHINE, samples("a"))
+    path = next(folder.glob(f"*{suffix}"))
+    whole = path.read_bytes()
+    if damage == "absent":
+        path.unlink()
+        assert store.load(MACHINE) is None
+    for position in range(0, len(whole), 37) if damage == "bits" else ():
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        assert store.load(MACHINE) is None, position
+    if damage in ("truncated", "empty"):
+        path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+        assert store.load(MACHINE) is None
+    if not (damage == "absent" and suffix == ".json"):
+        assert [entry.fingerprint for entry in store.verify()] == [MACHINE.fingerprint]
+    store.save(MACHINE, samples("b"))
+    assert names(store.load(MACHINE)) == {"b"}
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"x"', "{}", '{"schema": 1}', "null"])
+def test_json_that_is_no_record_is_a_miss(folder: Path, text: str) -> None:
+    store.save(MACHINE, samples("a"))
+    (folder / f"{MACHINE.fingerprint}.json").write_text(text)
+    assert store.load(MACHINE) is None
+    assert len(store.verify()) == 1
+
+
+def test_another_schema_is_a_miss(folder: Path) -> None:
+    store.save(MACHINE, samples("a"))
+    path = folder / f"{MACHINE.fingerprint}.json"
+    record = {**json.loads(path.read_text()), "schema": store.SCHEMA + 1}
+    path.write_text(json.dumps({**record, "check": store._check(record)}))
+    assert store.load(MACHINE) is None
+    assert "schema" in str(store.entries()[0].damage)
+
+
+def test_data_with_a_right_hash_but_no_timings_is_a_miss(folder: Path) -> None:
+    store.save(MACHINE, samples("a"))
+    path = folder / f"{MACHINE.fingerprint}.json"
+    record = json.loads(path.read_text())
+    (folder / record["data"]).write_bytes(b"nothing")
+    record["sha256"] = hashlib.sha256(b"nothing").hexdigest()
+    path.write_text(json.dumps({**record, "check": store._check(record)}))
+    assert store.load(MACHINE) is None
+    assert len(store.verify()) == 1
+
+
+def test_a_directory_that_cannot_be_made_warns_once_and_the_samples_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(ConvselectWarning, match="file/cache"):
+        store.save(MACHINE, samples("a"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.save(MACHINE, samples("b"))
+        assert names(store.load(MACHINE)) == {"a", "b"}
+        assert store.entries() == []
+        assert store.clear() == 0
+    assert store.load(MACHINE) is None
+
+
+def test_a_read_only_directory_is_read_and_the_rest_lasts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(MACHINE, samples("a"))
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(13, "Permission denied", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.warns(ConvselectWarning, match="Permission denied"):
+            merged = store.save(MACHINE, samples("b"))
+        assert names(merged) == names(store.load(MACHINE)) == {"a", "b"}
+        assert {path.name for path in folder.iterdir() if path.name.startswith(".")} <= {".lock"}
+    store.save(MACHINE, samples("c"))
+    monkeypatch.setattr(store, "_unsaved", {})
+    assert names(store.load(MACHINE)) == {"a", "b", "c"}
+
+
+def _save_many(cache: str, worker: int) -> None:
+    os.environ["CONVSELECT_CACHE"] = cache
+    for i in range(8):
+        store.save(MACHINE, samples(f"w{worker}_{i}"))
+
+
+def test_two_processes_saving_at_once_lose_nothing(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_save_many, args=(str(folder), i)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        if list(folder.glob("*.json")):
+            assert store.load(MACHINE) is not None
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert names(store.load(MACHINE)) == {f"w{w}_{i}" for w in range(2) for i in range(8)}
+
+
+def test_entries_and_clear(folder: Path) -> None:
+    assert store.entries() == []
+    store.save(MACHINE, samples("a", "b"))
+    (entry,) = store.entries()
+    assert (entry.timings, entry.operators, entry.damage, entry.machine) == (2, 1, None, str(MACHINE))
+    assert entry.nbytes > 0
+    assert store.clear() == 1
+    assert store.entries() == []
+    assert store.load(MACHINE) is None
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_the_directory_is_the_users_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVSELECT_CACHE")
+    assert store.directory().name == "convselect"
