@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from convselect.costs import Costs, CostModel, OperatorModel, Samples
+from convselect.costs import CostModel, Costs, OperatorModel, Samples
 from convselect.costs.features import FEATURES, features, floor_ms
 from convselect.costs.metrics import mdrae, quality
 from convselect.costs.tables import read

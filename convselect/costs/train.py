@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 class Settings:
     """Of the networks and their training."""
 
-    hidden: tuple[int, ...] = (192, 192, 192)
+    hidden: tuple[int, ...] = (128, 128, 128)
     ensemble: int = 3
     steps: int = 4000
     batch: int = 128
@@ -83,6 +84,18 @@ def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from a second thread, and on a busy machine wait for it: 5 s became 180 s."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def fit(
     profile: Profile, *, settings: Settings = Settings(), seed: int = 0, progress: Progress | None = None,
     label: str = "training",

@@ -67,7 +67,8 @@ class _Ridge:
     def _surprise(cls, basis: Array, y: Array, noise: Array, prior: Array) -> float:
         """-2 log of the marginal likelihood but for a constant: y' N^-1 y - b' P^-1 b + log|N| + log|prior| + log|P|.
 
-        b = basis' N^-1 y and P = basis' N^-1 basis + prior^-1. One Cholesky factor of [[P, b], [b', c]] gives both: its last row is L^-1 b, the rest of its diagonal is P's.
+        b = basis' N^-1 y and P = basis' N^-1 basis + prior^-1. One Cholesky factor of [[P, b], [b', c]] gives both
+        quadratic form and determinant: its last row is L^-1 b, the rest of its diagonal is P's.
         """
         gram, moment = cls._normal(basis, y, noise)
         total = float((y**2 / noise).sum())
