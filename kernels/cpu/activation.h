@@ -26,7 +26,7 @@ CS_INLINE Vec exp_of(Vec x) {
   p = p * r + 1.0f;
   Vec finite = x == x ? n : Vec{};
   VecI bits = (__builtin_convertvector(finite, VecI) + 127) << 23;
-  return p * reinterpret_cast<Vec&>(bits);
+  return p * reinterpret_cast<Vec>(bits);
 }
 
 CS_INLINE Vec sigmoid_of(Vec x) { return 1.0f / (1.0f + exp_of(-x)); }
