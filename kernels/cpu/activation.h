@@ -63,4 +63,17 @@ CS_INLINE Vec activate(Vec x, Act act, float alpha, float beta) {
   return x;
 }
 
+// act(x) for the activations that are a clamp; the others have an infinite range here and go over dst afterwards.
+struct Range {
+  float low, high;
+  bool complete;  // whether the range is all of the activation
+  explicit Range(const Epilogue& e) {
+    low = e.act == Act::relu ? 0.0f : e.act == Act::clamp ? e.alpha : -__builtin_inff();
+    high = e.act == Act::clamp ? e.beta : __builtin_inff();
+    complete = e.act == Act::identity || e.act == Act::relu || e.act == Act::clamp;
+  }
+};
+
+CS_INLINE Vec in_range(Vec x, const Range& r) { return at_most(at_least(x, r.low), r.high); }
+
 }  // namespace convselect::CONVSELECT_ISA

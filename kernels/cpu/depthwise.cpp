@@ -10,19 +10,6 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
-// act(x) for the activations that are a clamp; the others have an infinite range here and go over dst afterwards.
-struct Range {
-  float low, high;
-  bool complete;  // whether the range is all of the activation
-  explicit Range(const Epilogue& e) {
-    low = e.act == Act::relu ? 0.0f : e.act == Act::clamp ? e.alpha : -__builtin_inff();
-    high = e.act == Act::clamp ? e.beta : __builtin_inff();
-    complete = e.act == Act::identity || e.act == Act::relu || e.act == Act::clamp;
-  }
-};
-
-CS_INLINE Vec in_range(Vec x, const Range& r) { return at_most(at_least(x, r.low), r.high); }
-
 // dst[i] = act(dst[i]) while it is still in the cache
 void activate_span(float* dst, int64_t n, const Epilogue& e) {
   int64_t i = 0;

@@ -78,10 +78,17 @@ void transform_src(const Call& call, const Tiling& tiling, int64_t begin, int64_
     int64_t c = 0;
     const bool inside = y >= 0 && x >= 0 && y + F::IN <= p.ih && x + F::IN <= p.iw;
     if (inside)
-      for (; c + VL <= p.ic; c += VL)
-        F::input_tile([&](int i, int j) __attribute__((always_inline)) { return load(call.src + at + c + i * row + j * p.ic); },
-                      v + c,
+      for (; c + VL <= p.ic; c += VL) {
+        const float* const from = call.src + at + c;
+        // The columns that the next tile adds: runs too short for the hardware's prefetcher to find.
+        const float* const ahead = from + F::IN * p.ic;
+#pragma GCC unroll 6
+        for (int i = 0; i < F::IN; ++i)
+#pragma GCC unroll 6
+          for (int j = 0; j < F::OUT; ++j) __builtin_prefetch(ahead + i * row + j * p.ic, 0, 3);
+        F::input_tile([&](int i, int j) __attribute__((always_inline)) { return load(from + i * row + j * p.ic); }, v + c,
                       plane);
+      }
     for (; c < p.ic; c += VL) {  // tiles over the edge and the last channels: by a copy filled up with zeros
       Vec copy[F::IN][F::IN];
       const int64_t lanes = min_of(VL, p.ic - c);
@@ -102,26 +109,39 @@ void transform_dst(const Call& call, const Tiling& tiling, int64_t begin, int64_
                    const float* m, int64_t plane, int64_t ld) {
   const Problem& p = call.p;
   const Epilogue& e = call.epilogue;
+  const Range range(e);
   const int64_t oh = p.oh(), ow = p.ow();
   for (int64_t t = begin; t < end; ++t, m += ld) {
     const int64_t n = t / (tiling.down * tiling.across);
     const int64_t y0 = t / tiling.across % tiling.down * F::OUT, x0 = t % tiling.across * F::OUT;
     const int64_t rows = min_of(F::OUT, oh - y0), columns = min_of(F::OUT, ow - x0);
+    const bool inside = rows == F::OUT && columns == F::OUT && range.complete;
     for (int64_t v = 0; v < registers; ++v) {
       const int64_t c = first + v * VL, lanes = min_of(VL, p.oc - c);
       const int64_t at = ((n * oh + y0) * ow + x0) * p.oc + c;
       Vec y[F::OUT][F::OUT];
       output_tile<F>(m + v * VL, plane, y);
       const Vec bias = !e.bias ? Vec{} : lanes == VL ? load(e.bias + c) : load_part(e.bias + c, lanes);
+      if (inside && lanes == VL) {
+        float* const to = call.dst + at;
+#pragma GCC unroll 4
+        for (int i = 0; i < F::OUT; ++i)
+#pragma GCC unroll 4
+          for (int j = 0; j < F::OUT; ++j) {
+            const int64_t o = (i * ow + j) * p.oc;
+            __builtin_prefetch(to + o + F::OUT * p.oc, 1, 3);  // the next tile's, so that its stores find their lines
+            Vec value = y[i][j] + bias;
+            if (e.residual) value += load(e.residual + at + o);
+            store(to + o, in_range(value, range));
+          }
+        continue;
+      }
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j) {
           const int64_t o = at + (i * ow + j) * p.oc;
           Vec value = y[i][j] + bias;
           if (e.residual) value += lanes == VL ? load(e.residual + o) : load_part(e.residual + o, lanes);
-          if (e.act == Act::relu)
-            value = at_least(value, 0.0f);
-          else if (e.act != Act::identity)
-            value = activate(value, e.act, e.alpha, e.beta);
+          value = range.complete ? in_range(value, range) : activate(value, e.act, e.alpha, e.beta);
           if (lanes == VL)
             store(call.dst + o, value);
           else
@@ -173,14 +193,25 @@ void multiply(const float* v, int64_t ld_v, const float* u, int64_t k, int64_t n
   }
 }
 
-// Tiles of a task: V and one group's M in half of an L2 of 1 MiB, and a few tasks for each thread.
+// Tiles of a task: the most that keep V and one group's M in an L2 of 1 MiB, but enough rows to hide the reading of U
+// under the arithmetic; or fewer, where that lets the threads end together.
 template <class F>
-int64_t block_tiles(const Problem& p, const Tiling& tiling, int threads) {
-  constexpr int64_t BUDGET = 128 * 1024;  // floats
-  const int64_t most = BUDGET / (F::IN * F::IN * (tiling.ld_v + NV_MAX * VL));
-  const int64_t fair = ceil_div(tiling.count, 4 * threads);
-  (void)p;
-  return round_up(max_of(1, min_of(most, fair)), MR);
+int64_t block_tiles(const Tiling& tiling, int64_t threads) {
+  constexpr int64_t BUDGET = 225 * 1024, LEAST = 4 * MR, MOST = 8 * MR;  // floats, tiles, tiles
+  const int64_t fit = BUDGET / (F::IN * F::IN * (tiling.ld_v + NV_MAX * VL)) / MR * MR;
+  const int64_t most = min_of(MOST, max_of(LEAST, fit));
+  int64_t best = most, least_cost = INT64_MAX;
+  for (int64_t block = most; block >= MR; block -= MR) {
+    const int64_t whole = tiling.count / block, rest = tiling.count % block, tasks = whole + (rest > 0);
+    // The busiest thread's tiles, and the cost of starting a task, which is about that of a tile.
+    const int64_t tiles = whole % threads ? ceil_div(whole, threads) * block : whole / threads * block + rest;
+    const int64_t cost = tiles + ceil_div(tasks, threads);
+    if (cost < least_cost) {
+      least_cost = cost;
+      best = block;
+    }
+  }
+  return best;
 }
 
 template <class F>
@@ -191,7 +222,7 @@ int64_t fused_slot_floats(const Tiling& tiling, int64_t block) {
 template <class F>
 int64_t fused_workspace(const Problem& p, int threads) {
   const Tiling tiling(p, F::OUT);
-  return threads * fused_slot_floats<F>(tiling, block_tiles<F>(p, tiling, threads));
+  return threads * fused_slot_floats<F>(tiling, block_tiles<F>(tiling, threads));
 }
 
 template <class F>
@@ -199,7 +230,7 @@ void run_fused(const Call& call) {
   constexpr int64_t XI = F::IN * F::IN;
   const Problem& p = call.p;
   const Tiling tiling(p, F::OUT);
-  const int64_t block = block_tiles<F>(p, tiling, call.parallel.threads);
+  const int64_t block = block_tiles<F>(tiling, call.parallel.threads);
   const int64_t plane_v = plane_floats(block, tiling.ld_v), plane_m = plane_floats(block, NV_MAX * VL);
   for_tasks(call.parallel, ceil_div(tiling.count, block), [&](int64_t task, int64_t slot) {
     float* const v = call.workspace + slot * fused_slot_floats<F>(tiling, block);
