@@ -19,40 +19,47 @@ void activate_span(float* dst, int64_t n, const Epilogue& e) {
 
 // ---- NHWC ----------------------------------------------------------------------------------------------------------
 
-// packed  [kh * kw][round_up(channels, VL)], absent channels zero
+// packed  [channels / VL][kh * kw][VL], absent channels zero
 int64_t packed_floats_nhwc(const Problem& p) { return p.taps() * round_up(p.oc, VL); }
 
 void pack_nhwc(const Problem& p, const float* weight, float* packed) {
-  const int64_t ld = round_up(p.oc, VL);
-  for (int64_t t = 0; t < p.taps(); ++t)
-    for (int64_t c = 0; c < ld; ++c) packed[t * ld + c] = c < p.oc ? flush_subnormal(weight[c * p.taps() + t]) : 0.0f;
+  for (int64_t c = 0; c < p.oc; c += VL)
+    for (int64_t t = 0; t < p.taps(); ++t)
+      for (int64_t i = c; i < c + VL; ++i) *packed++ = i < p.oc ? flush_subnormal(weight[i * p.taps() + t]) : 0.0f;
 }
 
 // A line of zeros, which stands for the pixels of the padding.
 int64_t workspace_nhwc(const Problem& p, int) { return round_up(p.ic, 16); }
 
+// A run of blocks of output pixels.
 struct Pixels {
-  const float* const* src;  // [rows of src][columns of src], a pointer to each pixel of the block's window
+  const float* src;            // the first pixel of the first block's window; rows src_row apart, or
+  const float* const* window;  // a pointer to each pixel of the only block's window, where it reaches into the padding
   const float* packed;
-  int64_t ld;  // of packed
   float* dst;
-  int64_t dst_row, dst_pixel;
+  const float* residual;
+  int64_t channels, src_row, dst_row, blocks;
   int64_t c_begin, c_end;
   const Epilogue* epilogue;
 };
 
-// A block of PY x PX output pixels of a K x K filter with stride S, all channels in turn.
-template <int K, int S, int PY, int PX>
+// Blocks of PY x PX output pixels of a K x K filter with stride S, all channels of one before the next. The window's
+// pixels are loaded once, and the filter is read from L1 for each PY x PX outputs.
+template <int K, int S, int PY, int PX, bool PADDED>
 void pixels(const Pixels& b) {
-  constexpr int ROWS = (PY - 1) * S + K, COLUMNS = (PX - 1) * S + K;
+  constexpr int ROWS = (PY - 1) * S + K, COLUMNS = (PX - 1) * S + K, TAPS = K * K;
   const Range range(*b.epilogue);
-  const float *const bias = b.epilogue->bias, *const residual = b.epilogue->residual;
-  const float* src[ROWS * COLUMNS];
-  for (int i = 0; i < ROWS * COLUMNS; ++i) src[i] = b.src[i];
-  auto channels = [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+  const float *const bias = b.epilogue->bias, *residual = b.residual, *src = b.src;
+  float* dst = b.dst;
+  const float* window[PADDED ? ROWS * COLUMNS : 1];
+  if (PADDED)
+    for (int i = 0; i < ROWS * COLUMNS; ++i) window[i] = b.window[i];
+  const int64_t channels = b.channels, src_row = b.src_row, dst_row = b.dst_row, c_end = b.c_end;
+  auto at_channel = [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
     auto get = [&](const float* from) __attribute__((always_inline)) {
       return lanes == VL ? load(from) : load_part(from, lanes);
     };
+    const float* const packed = b.packed + c * TAPS;
     Vec acc[PY][PX];
     const Vec start = bias ? get(bias + c) : Vec{};
 #pragma GCC unroll 8
@@ -61,16 +68,20 @@ void pixels(const Pixels& b) {
       for (int x = 0; x < PX; ++x) acc[y][x] = start;
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
+      const float* from = src + r * src_row + c;
       Vec row[COLUMNS];
 #pragma GCC unroll 16
-      for (int i = 0; i < COLUMNS; ++i) row[i] = get(src[r * COLUMNS + i] + c);
+      for (int i = 0; i < COLUMNS; ++i, from += channels) {
+        row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
+        if (!PADDED && i >= COLUMNS - PX * S) __builtin_prefetch(from + PX * S * channels, 0, 3);  // the next block's
+      }
 #pragma GCC unroll 8
       for (int y = 0; y < PY; ++y) {
         const int ky = r - y * S;
         if (ky < 0 || ky >= K) continue;
 #pragma GCC unroll 8
         for (int kx = 0; kx < K; ++kx) {
-          const Vec w = load(b.packed + (ky * K + kx) * b.ld + c);
+          const Vec w = load(packed + (ky * K + kx) * VL);
 #pragma GCC unroll 8
           for (int x = 0; x < PX; ++x) acc[y][x] += w * row[x * S + kx];
         }
@@ -80,32 +91,36 @@ void pixels(const Pixels& b) {
     for (int y = 0; y < PY; ++y)
 #pragma GCC unroll 8
       for (int x = 0; x < PX; ++x) {
-        const int64_t at = y * b.dst_row + x * b.dst_pixel + c;
+        const int64_t at = y * dst_row + x * channels + c;
         Vec value = acc[y][x];
         if (residual) value += get(residual + at);
         value = in_range(value, range);
         if (lanes == VL)
-          store(b.dst + at, value);
+          store(dst + at, value);
         else
-          store_part(b.dst + at, value, lanes);
+          store_part(dst + at, value, lanes);
       }
   };
-  int64_t c = b.c_begin;
-  for (; c + VL <= b.c_end; c += VL) channels(c, VL);
-  if (c < b.c_end) channels(c, b.c_end - c);
+  for (int64_t i = 0; i < b.blocks; ++i) {
+    int64_t c = b.c_begin;
+    for (; c + VL <= c_end; c += VL) at_channel(c, VL);
+    if (c < c_end) at_channel(c, c_end - c);
+    src += PX * S * channels;
+    dst += PX * channels;
+    if (residual) residual += PX * channels;
+  }
 }
 
 // One output pixel of any filter.
-void any_pixel(const Problem& p, const Pixels& b) {
+void any_pixel(int64_t taps, const Pixels& b) {
   const Range range(*b.epilogue);
-  const int64_t taps = p.taps();
   for (int64_t c = b.c_begin; c < b.c_end; c += VL) {
     const int64_t lanes = min_of(VL, b.c_end - c);
     const bool whole = lanes == VL;
     auto get = [&](const float* from) __attribute__((always_inline)) { return whole ? load(from) : load_part(from, lanes); };
     Vec acc = b.epilogue->bias ? get(b.epilogue->bias + c) : Vec{};
-    for (int64_t t = 0; t < taps; ++t) acc += load(b.packed + t * b.ld + c) * get(b.src[t] + c);
-    if (b.epilogue->residual) acc += get(b.epilogue->residual + c);
+    for (int64_t t = 0; t < taps; ++t) acc += load(b.packed + c * taps + t * VL) * get(b.window[t] + c);
+    if (b.residual) acc += get(b.residual + c);
     acc = in_range(acc, range);
     if (whole)
       store(b.dst + c, acc);
@@ -117,14 +132,16 @@ void any_pixel(const Problem& p, const Pixels& b) {
 typedef void (*PixelsFn)(const Pixels&);
 struct Block {
   int64_t k, s, py, px;
-  PixelsFn whole, row;  // py rows at once, one row at once
+  PixelsFn fn[2][2];  // [py rows at once, one row][inside, padded]
 };
+#define CS_BLOCK(K, S, PY, PX)                                           \
+  {K, S, PY, PX,                                                         \
+   {{pixels<K, S, PY, PX, false>, pixels<K, S, PY, PX, true>},           \
+    {pixels<K, S, 1, PX, false>, pixels<K, S, 1, PX, true>}}}
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
-#define CS_BLOCK(K, S, PY, PX) {K, S, PY, PX, pixels<K, S, PY, PX>, pixels<K, S, 1, PX>}
 constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 2, 4), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 4)};
 #else
-#define CS_BLOCK(K, S, PX) {K, S, 1, PX, pixels<K, S, 1, PX>, pixels<K, S, 1, PX>}
-constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 4), CS_BLOCK(3, 2, 3), CS_BLOCK(5, 1, 4), CS_BLOCK(5, 2, 3)};
+constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4), CS_BLOCK(5, 2, 1, 3)};
 #endif
 
 void run_nhwc(const Call& call) {
@@ -141,43 +158,51 @@ void run_nhwc(const Call& call) {
   const int64_t want = ceil_div(4 * call.parallel.threads, tasks);
   const int64_t parts = max_of(1, min_of(want, channels / (4 * VL)));
   const int64_t registers = ceil_div(channels, VL);
+  // The blocks [inside_begin, inside_end) of a row read no padding to the left or the right.
+  const int64_t inside_begin = ceil_div(p.pw, p.sw * px);
+  const int64_t inside_end = p.iw + p.pw < p.kw ? 0 : ((p.iw + p.pw - p.kw) / p.sw + 1) / px;
   for_tasks(call.parallel, tasks * parts, [&](int64_t task, int64_t) {
     const int64_t part = task % parts, n = task / parts / strips, y0 = task / parts % strips * py;
     const int64_t rows = min_of(py, oh - y0);
-    // The block kernel has `py` rows or one.
-    const int64_t step = rows == py ? py : 1;
+    const int64_t step = rows == py ? py : 1;  // there are blocks of py rows and of one
+    Epilogue e = call.epilogue;
     Pixels b{};
     b.packed = call.packed;
-    b.ld = round_up(channels, VL);
+    b.channels = channels;
+    b.src_row = p.iw * channels;
     b.dst_row = ow * channels;
-    b.dst_pixel = channels;
     b.c_begin = part * registers / parts * VL;
     b.c_end = min_of(channels, (part + 1) * registers / parts * VL);
-    Epilogue e = call.epilogue;
     b.epilogue = &e;
     constexpr int64_t WINDOW = 128;  // the most pointers of a block
     const float* window[WINDOW];
-    b.src = window;
+    b.window = window;
+    const float* const image = call.src + n * p.ih * p.iw * channels;
     auto pixel = [&](int64_t y, int64_t x) {
-      return y >= 0 && y < p.ih && x >= 0 && x < p.iw ? call.src + ((n * p.ih + y) * p.iw + x) * channels : zeros;
+      return y >= 0 && y < p.ih && x >= 0 && x < p.iw ? image + (y * p.iw + x) * channels : zeros;
     };
     for (int64_t y = y0; y < y0 + rows; y += step) {
-      for (int64_t begin = 0; begin < ow; begin += px) {
-        const int64_t x = min_of(begin, ow - px);  // the last block overlaps the one before it
-        const int64_t at = ((n * oh + y) * ow + x) * channels;
+      const int64_t top = y * p.sh - p.ph, window_rows = (step - 1) * p.sh + p.kh, window_columns = (px - 1) * p.sw + p.kw;
+      const bool inside = top >= 0 && top + window_rows <= p.ih;
+      for (int64_t i = 0; i * px < ow;) {
+        const int64_t x = min_of(i * px, ow - px);  // the last block overlaps the one before it
+        const int64_t at = ((n * oh + y) * ow + x) * channels, left = x * p.sw - p.pw;
         b.dst = call.dst + at;
-        e.residual = call.epilogue.residual ? call.epilogue.residual + at : nullptr;
-        if (block) {
-          const int64_t window_rows = (step - 1) * p.sh + p.kh, window_columns = (px - 1) * p.sw + p.kw;
-          for (int64_t r = 0; r < window_rows; ++r)
-            for (int64_t i = 0; i < window_columns; ++i)
-              window[r * window_columns + i] = pixel(y * p.sh - p.ph + r, x * p.sw - p.pw + i);
-          (step == py ? block->whole : block->row)(b);
+        b.residual = e.residual ? e.residual + at : nullptr;
+        b.blocks = 1;
+        if (!block) {
+          for (int64_t t = 0; t < p.taps(); ++t) window[t] = pixel(top + t / p.kw * p.dh, left + t % p.kw * p.dw);
+          any_pixel(p.taps(), b);
+        } else if (inside && i >= inside_begin && i < inside_end) {
+          b.src = image + (top * p.iw + left) * channels;
+          b.blocks = inside_end - i;
+          block->fn[step != py][0](b);
         } else {
-          for (int64_t t = 0; t < p.taps(); ++t)
-            window[t] = pixel(y * p.sh - p.ph + t / p.kw * p.dh, x * p.sw - p.pw + t % p.kw * p.dw);
-          any_pixel(p, b);
+          for (int64_t r = 0; r < window_rows; ++r)
+            for (int64_t j = 0; j < window_columns; ++j) window[r * window_columns + j] = pixel(top + r, left + j);
+          block->fn[step != py][1](b);
         }
+        i += b.blocks;
       }
       if (!Range(e).complete)
         for (int64_t r = 0; r < step; ++r)
@@ -214,36 +239,69 @@ struct Phases {
 constexpr int64_t CHUNK = 2048;  // floats of output between the taps and the epilogue, in L1
 
 int64_t chunk_rows(const Phases& f) { return max_of(1, CHUNK / f.pitch); }
+int64_t chunk_floats(const Phases& f) { return round_up(chunk_rows(f) * f.pitch + Phases::BLOCK * VL, 16); }
 
-int64_t slot_floats_nchw(const Problem& p) {
+// For each thread the phases and a chunk; then the shift of each tap, int64.
+int64_t workspace_nchw(const Problem& p, int threads) {
   const Phases f(p);
-  return f.count * f.size + round_up(chunk_rows(f) * f.pitch + Phases::BLOCK * VL, 16) + round_up(p.taps(), 16) * 2;
+  return threads * (f.count * f.size + chunk_floats(f)) + 2 * p.taps();
 }
 
-int64_t workspace_nchw(const Problem& p, int threads) { return threads * slot_floats_nchw(p); }
+// to[q] = from[q * step], q < n
+void copy_every(const float* from, int64_t step, int64_t n, float* to) {
+  if (step == 1) {
+    int64_t q = 0;
+    for (; q + VL <= n; q += VL) store(to + q, load(from + q));
+    if (q < n) store_part(to + q, load_part(from + q, n - q), n - q);
+  } else if (step == 2) {
+    VecI even;
+    for (int i = 0; i < VL; ++i) even[i] = 2 * i;
+    for (int64_t q = 0; q < n; q += VL) {
+      const int64_t lanes = min_of(VL, n - q), read = 2 * lanes - 1;
+      const Vec low = read >= VL ? load(from + 2 * q) : load_part(from + 2 * q, read);
+      const Vec high = read > VL ? load_part(from + 2 * q + VL, read - VL) : Vec{};
+      const Vec value = __builtin_shuffle(low, high, even);
+      if (lanes == VL)
+        store(to + q, value);
+      else
+        store_part(to + q, value, lanes);
+    }
+  } else {
+    for (int64_t q = 0; q < n; ++q) to[q] = from[q * step];
+  }
+}
 
+// The padding of `to` is zero already and stays so.
 void copy_phases(const Problem& p, const Phases& f, const float* src, float* to) {
-  for (int64_t i = 0; i < f.count * f.size; ++i) to[i] = 0.0f;
   for (int64_t y = 0; y < p.ih; ++y) {
     const int64_t at = y + p.ph;
     if (at / p.sh >= f.rows) break;
     float* const row = to + at % p.sh * p.sw * f.size + at / p.sh * f.pitch;
-    const float* const from = src + y * p.iw;
-    for (int64_t phase = 0; phase < p.sw; ++phase) {
-      // column X = q * sw + phase of the padded row, x = X - pw of src
-      const int64_t first = max_of(0, ceil_div(p.pw - phase, p.sw));
-      const int64_t last = min_of(f.pitch, ceil_div(p.iw + p.pw - phase, p.sw));
-      float* const line = row + phase * f.size;
-      const float* const base = from + phase - p.pw;
-      if (p.sw == 1)
-        for (int64_t q = first; q < last; ++q) line[q] = base[q];
-      else if (p.sw == 2)
-        for (int64_t q = first; q < last; ++q) line[q] = base[2 * q];
-      else
-        for (int64_t q = first; q < last; ++q) line[q] = base[q * p.sw];
+    for (int64_t i = 0; i < min_of(p.sw, p.iw); ++i) {  // the columns x = i, i + sw, .., of one phase
+      const int64_t q = (i + p.pw) / p.sw, n = min_of(ceil_div(p.iw - i, p.sw), f.pitch - q);
+      copy_every(src + y * p.iw + i, p.sw, n, row + (i + p.pw) % p.sw * f.size + q);
     }
   }
 }
+
+// V registers of a flat run: to[q] = bias + sum over the taps of w[t] * from[shift[t] + q].
+template <int V>
+void flat(const float* from, const int64_t* shift, const float* w, int64_t taps, float bias, float* to) {
+  Vec acc[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) acc[v] = splat(bias);
+  for (int64_t t = 0; t < taps; ++t) {
+    const Vec weight = splat(w[t]);
+    const float* const x = from + shift[t];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) acc[v] += weight * load(x + v * VL);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store(to + v * VL, acc[v]);
+}
+
+typedef void (*FlatFn)(const float*, const int64_t*, const float*, int64_t, float, float*);
+const FlatFn FLAT[Phases::BLOCK + 1] = {nullptr, flat<1>, flat<2>, flat<3>, flat<4>, flat<5>, flat<6>, flat<7>, flat<8>};
 
 void run_nchw(const Call& call) {
   const Problem& p = call.p;
@@ -251,44 +309,39 @@ void run_nchw(const Call& call) {
   const Epilogue& e = call.epilogue;
   const Range range(e);
   const int64_t oh = p.oh(), ow = p.ow(), taps = p.taps(), rows_step = chunk_rows(f);
-  for_tasks(call.parallel, p.mb * p.oc, [&](int64_t task, int64_t slot) {
-    float* const phases = call.workspace + slot * slot_floats_nchw(p);
+  const int64_t slot_floats = f.count * f.size + chunk_floats(f);
+  int64_t* const shift = reinterpret_cast<int64_t*>(call.workspace + call.parallel.threads * slot_floats);
+  for (int64_t t = 0; t < taps; ++t) {
+    const int64_t y = t / p.kw * p.dh, x = t % p.kw * p.dw;
+    shift[t] = (y % p.sh * p.sw + x % p.sw) * f.size + y / p.sh * f.pitch + x / p.sw;
+  }
+  for (int64_t slot = 0; slot < call.parallel.threads; ++slot)
+    for (int64_t i = 0; i < f.count * f.size; ++i) call.workspace[slot * slot_floats + i] = 0.0f;
+  // Planes of a task: enough that taking the next one costs nothing.
+  const int64_t planes = p.mb * p.oc, step = max_of(1, min_of(CHUNK / (oh * ow), planes / (4 * call.parallel.threads)));
+  for_tasks(call.parallel, ceil_div(planes, step), [&](int64_t task, int64_t slot) {
+    float* const phases = call.workspace + slot * slot_floats;
     float* const chunk = phases + f.count * f.size;
-    int64_t* const shift = reinterpret_cast<int64_t*>(chunk + round_up(rows_step * f.pitch + Phases::BLOCK * VL, 16));
-    const int64_t c = task % p.oc;
-    const float* const w = call.packed + c * taps;
-    for (int64_t t = 0; t < taps; ++t) {
-      const int64_t y = t / p.kw * p.dh, x = t % p.kw * p.dw;
-      shift[t] = (y % p.sh * p.sw + x % p.sw) * f.size + y / p.sh * f.pitch + x / p.sw;
-    }
-    copy_phases(p, f, call.src + task * p.ih * p.iw, phases);
-    const float bias = e.bias ? e.bias[c] : 0.0f;
-    for (int64_t y = 0; y < oh; y += rows_step) {
-      const int64_t rows = min_of(rows_step, oh - y), length = (rows - 1) * f.pitch + ow;
-      for (int64_t q = 0; q < length; q += Phases::BLOCK * VL) {
-        const float* const from = phases + y * f.pitch + q;
-        Vec acc[Phases::BLOCK];
-#pragma GCC unroll 8
-        for (int v = 0; v < Phases::BLOCK; ++v) acc[v] = splat(bias);
-        for (int64_t t = 0; t < taps; ++t) {
-          const Vec weight = splat(w[t]);
-#pragma GCC unroll 8
-          for (int v = 0; v < Phases::BLOCK; ++v) acc[v] += weight * load(from + shift[t] + v * VL);
-        }
-#pragma GCC unroll 8
-        for (int v = 0; v < Phases::BLOCK; ++v) store(chunk + q + v * VL, acc[v]);
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = (task * oh + y + r) * ow;
-        for (int64_t x = 0; x < ow; x += VL) {
-          const int64_t lanes = min_of(VL, ow - x);
-          Vec value = load(chunk + r * f.pitch + x);  // the chunk is longer than its rows by a register and more
-          if (e.residual) value += lanes == VL ? load(e.residual + at + x) : load_part(e.residual + at + x, lanes);
-          value = range.complete ? in_range(value, range) : activate(value, e.act, e.alpha, e.beta);
-          if (lanes == VL)
-            store(call.dst + at + x, value);
-          else
-            store_part(call.dst + at + x, value, lanes);
+    for (int64_t plane = task * step; plane < min_of(planes, (task + 1) * step); ++plane) {
+      const int64_t c = plane % p.oc;
+      copy_phases(p, f, call.src + plane * p.ih * p.iw, phases);
+      for (int64_t y = 0; y < oh; y += rows_step) {
+        const int64_t rows = min_of(rows_step, oh - y), registers = ceil_div((rows - 1) * f.pitch + ow, VL);
+        for (int64_t v = 0; v < registers; v += Phases::BLOCK)
+          FLAT[min_of(Phases::BLOCK, registers - v)](phases + y * f.pitch + v * VL, shift, call.packed + c * taps, taps,
+                                                     e.bias ? e.bias[c] : 0.0f, chunk + v * VL);
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t at = (plane * oh + y + r) * ow;
+          for (int64_t x = 0; x < ow; x += VL) {
+            const int64_t lanes = min_of(VL, ow - x);
+            Vec value = load(chunk + r * f.pitch + x);  // the chunk is longer than its rows by more than a register
+            if (e.residual) value += lanes == VL ? load(e.residual + at + x) : load_part(e.residual + at + x, lanes);
+            value = range.complete ? in_range(value, range) : activate(value, e.act, e.alpha, e.beta);
+            if (lanes == VL)
+              store(call.dst + at + x, value);
+            else
+              store_part(call.dst + at + x, value, lanes);
+          }
         }
       }
     }
