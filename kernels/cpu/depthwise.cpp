@@ -231,21 +231,27 @@ struct Phases {
   explicit Phases(const Problem& p)
       : pitch(p.ow() + (p.kw - 1) * p.dw / p.sw),
         rows(p.oh() + (p.kh - 1) * p.dh / p.sh),
-        size(round_up(pitch * rows + BLOCK * VL, 16)),
+        size(round_up(pitch * rows + VL, 16)),
         count(p.sh * p.sw) {}
   static constexpr int64_t BLOCK = 8;  // registers of a flat run
 };
 
-constexpr int64_t CHUNK = 2048;  // floats of output between the taps and the epilogue, in L1
+// Small planes are taken several at a time through each of three steps (copy, taps, epilogue), because a load that
+// overlaps two stores still on their way to L1 waits for both. `chunk` holds the flat outputs between the last two.
+struct Batch {
+  int64_t planes, rows, plane_floats, chunk_floats;  // `rows` of output of each plane at once
+  Batch(const Problem& p, const Phases& f) {
+    constexpr int64_t CHUNK = 2048, COPIES = 6144;  // floats: both in L1
+    plane_floats = f.count * f.size;
+    rows = min_of(p.oh(), max_of(1, CHUNK / f.pitch));
+    planes = max_of(1, min_of(CHUNK / (f.pitch * p.oh()), COPIES / plane_floats));
+    chunk_floats = round_up(rows * f.pitch + 2 * VL, 16);
+  }
+  int64_t floats() const { return planes * (plane_floats + chunk_floats); }
+};
 
-int64_t chunk_rows(const Phases& f) { return max_of(1, CHUNK / f.pitch); }
-int64_t chunk_floats(const Phases& f) { return round_up(chunk_rows(f) * f.pitch + Phases::BLOCK * VL, 16); }
-
-// For each thread the phases and a chunk; then the shift of each tap, int64.
-int64_t workspace_nchw(const Problem& p, int threads) {
-  const Phases f(p);
-  return threads * (f.count * f.size + chunk_floats(f)) + 2 * p.taps();
-}
+// For each thread the copies and the chunks; then the shift of each tap, int64.
+int64_t workspace_nchw(const Problem& p, int threads) { return threads * Batch(p, Phases(p)).floats() + 2 * p.taps(); }
 
 // to[q] = from[q * step], q < n
 void copy_every(const float* from, int64_t step, int64_t n, float* to) {
@@ -273,13 +279,16 @@ void copy_every(const float* from, int64_t step, int64_t n, float* to) {
 
 // The padding of `to` is zero already and stays so.
 void copy_phases(const Problem& p, const Phases& f, const float* src, float* to) {
-  for (int64_t y = 0; y < p.ih; ++y) {
-    const int64_t at = y + p.ph;
-    if (at / p.sh >= f.rows) break;
-    float* const row = to + at % p.sh * p.sw * f.size + at / p.sh * f.pitch;
-    for (int64_t i = 0; i < min_of(p.sw, p.iw); ++i) {  // the columns x = i, i + sw, .., of one phase
-      const int64_t q = (i + p.pw) / p.sw, n = min_of(ceil_div(p.iw - i, p.sw), f.pitch - q);
-      copy_every(src + y * p.iw + i, p.sw, n, row + (i + p.pw) % p.sw * f.size + q);
+  for (int64_t i = 0; i < min_of(p.sw, p.iw); ++i) {  // the columns x = i, i + sw, .. share a phase
+    const int64_t q = (i + p.pw) / p.sw, n = min_of(ceil_div(p.iw - i, p.sw), f.pitch - q);
+    float* const column = to + (i + p.pw) % p.sw * f.size + q;
+    int64_t row = p.ph / p.sh, phase = p.ph % p.sh;  // of the padded row y + ph
+    for (int64_t y = 0; y < p.ih && row < f.rows; ++y) {
+      copy_every(src + y * p.iw + i, p.sw, n, column + phase * p.sw * f.size + row * f.pitch);
+      if (++phase == p.sh) {
+        phase = 0;
+        ++row;
+      }
     }
   }
 }
@@ -303,47 +312,54 @@ void flat(const float* from, const int64_t* shift, const float* w, int64_t taps,
 typedef void (*FlatFn)(const float*, const int64_t*, const float*, int64_t, float, float*);
 const FlatFn FLAT[Phases::BLOCK + 1] = {nullptr, flat<1>, flat<2>, flat<3>, flat<4>, flat<5>, flat<6>, flat<7>, flat<8>};
 
+// Rows of flat output to dst, with the epilogue.
+void finish_rows(const Call& call, const float* chunk, int64_t pitch, int64_t at, int64_t rows, int64_t ow) {
+  const Epilogue& e = call.epilogue;
+  const Range range(e);
+  for (int64_t r = 0; r < rows; ++r, at += ow)
+    for (int64_t x = 0; x < ow; x += VL) {
+      const int64_t lanes = min_of(VL, ow - x);
+      Vec value = load(chunk + r * pitch + x);  // the chunk is longer than its rows by more than a register
+      if (e.residual) value += lanes == VL ? load(e.residual + at + x) : load_part(e.residual + at + x, lanes);
+      value = range.complete ? in_range(value, range) : activate(value, e.act, e.alpha, e.beta);
+      if (lanes == VL)
+        store(call.dst + at + x, value);
+      else
+        store_part(call.dst + at + x, value, lanes);
+    }
+}
+
 void run_nchw(const Call& call) {
   const Problem& p = call.p;
   const Phases f(p);
-  const Epilogue& e = call.epilogue;
-  const Range range(e);
-  const int64_t oh = p.oh(), ow = p.ow(), taps = p.taps(), rows_step = chunk_rows(f);
-  const int64_t slot_floats = f.count * f.size + chunk_floats(f);
-  int64_t* const shift = reinterpret_cast<int64_t*>(call.workspace + call.parallel.threads * slot_floats);
+  const Batch batch(p, f);
+  const int64_t oh = p.oh(), ow = p.ow(), taps = p.taps(), threads = call.parallel.threads;
+  int64_t* const shift = reinterpret_cast<int64_t*>(call.workspace + threads * batch.floats());
   for (int64_t t = 0; t < taps; ++t) {
     const int64_t y = t / p.kw * p.dh, x = t % p.kw * p.dw;
     shift[t] = (y % p.sh * p.sw + x % p.sw) * f.size + y / p.sh * f.pitch + x / p.sw;
   }
-  for (int64_t slot = 0; slot < call.parallel.threads; ++slot)
-    for (int64_t i = 0; i < f.count * f.size; ++i) call.workspace[slot * slot_floats + i] = 0.0f;
-  // Planes of a task: enough that taking the next one costs nothing.
-  const int64_t planes = p.mb * p.oc, step = max_of(1, min_of(CHUNK / (oh * ow), planes / (4 * call.parallel.threads)));
-  for_tasks(call.parallel, ceil_div(planes, step), [&](int64_t task, int64_t slot) {
-    float* const phases = call.workspace + slot * slot_floats;
-    float* const chunk = phases + f.count * f.size;
-    for (int64_t plane = task * step; plane < min_of(planes, (task + 1) * step); ++plane) {
-      const int64_t c = plane % p.oc;
-      copy_phases(p, f, call.src + plane * p.ih * p.iw, phases);
-      for (int64_t y = 0; y < oh; y += rows_step) {
-        const int64_t rows = min_of(rows_step, oh - y), registers = ceil_div((rows - 1) * f.pitch + ow, VL);
+  for (int64_t slot = 0; slot < threads; ++slot)
+    for (int64_t i = 0; i < batch.planes * batch.plane_floats; ++i) call.workspace[slot * batch.floats() + i] = 0.0f;
+  const int64_t planes = p.mb * p.oc;
+  for_tasks(call.parallel, ceil_div(planes, batch.planes), [&](int64_t task, int64_t slot) {
+    float* const phases = call.workspace + slot * batch.floats();
+    float* const chunk = phases + batch.planes * batch.plane_floats;
+    const int64_t first = task * batch.planes, count = min_of(batch.planes, planes - first);
+    for (int64_t i = 0; i < count; ++i)
+      copy_phases(p, f, call.src + (first + i) * p.ih * p.iw, phases + i * batch.plane_floats);
+    for (int64_t y = 0; y < oh; y += batch.rows) {
+      const int64_t rows = min_of(batch.rows, oh - y), registers = ceil_div((rows - 1) * f.pitch + ow, VL);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t c = (first + i) % p.oc;
+        const float bias = call.epilogue.bias ? call.epilogue.bias[c] : 0.0f;
         for (int64_t v = 0; v < registers; v += Phases::BLOCK)
-          FLAT[min_of(Phases::BLOCK, registers - v)](phases + y * f.pitch + v * VL, shift, call.packed + c * taps, taps,
-                                                     e.bias ? e.bias[c] : 0.0f, chunk + v * VL);
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t at = (plane * oh + y + r) * ow;
-          for (int64_t x = 0; x < ow; x += VL) {
-            const int64_t lanes = min_of(VL, ow - x);
-            Vec value = load(chunk + r * f.pitch + x);  // the chunk is longer than its rows by more than a register
-            if (e.residual) value += lanes == VL ? load(e.residual + at + x) : load_part(e.residual + at + x, lanes);
-            value = range.complete ? in_range(value, range) : activate(value, e.act, e.alpha, e.beta);
-            if (lanes == VL)
-              store(call.dst + at + x, value);
-            else
-              store_part(call.dst + at + x, value, lanes);
-          }
-        }
+          FLAT[min_of(Phases::BLOCK, registers - v)](phases + i * batch.plane_floats + y * f.pitch + v * VL, shift,
+                                                     call.packed + c * taps, taps, bias,
+                                                     chunk + i * batch.chunk_floats + v * VL);
       }
+      for (int64_t i = 0; i < count; ++i)
+        finish_rows(call, chunk + i * batch.chunk_floats, f.pitch, ((first + i) * oh + y) * ow, rows, ow);
     }
   });
 }
