@@ -73,7 +73,8 @@ void pixels(const Pixels& b) {
 #pragma GCC unroll 16
       for (int i = 0; i < COLUMNS; ++i, from += channels) {
         row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
-        if (!PADDED && i >= COLUMNS - PX * S) __builtin_prefetch(from + PX * S * channels, 0, 3);  // the next block's
+        // What the next block adds; its upper rows the strip above has brought to L2.
+        if (!PADDED && r >= ROWS - PY * S && i >= COLUMNS - PX * S) __builtin_prefetch(from + PX * S * channels, 0, 3);
       }
 #pragma GCC unroll 8
       for (int y = 0; y < PY; ++y) {
