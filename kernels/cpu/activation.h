@@ -26,7 +26,7 @@ CS_INLINE Vec exp_of(Vec x) {
   p = p * r + 1.0f;
   Vec finite = x == x ? n : Vec{};
   VecI bits = (__builtin_convertvector(finite, VecI) + 127) << 23;
-  return p * reinterpret_cast<Vec&>(bits);
+  return p * reinterpret_cast<Vec>(bits);
 }
 
 CS_INLINE Vec sigmoid_of(Vec x) { return 1.0f / (1.0f + exp_of(-x)); }
@@ -62,5 +62,18 @@ CS_INLINE Vec activate(Vec x, Act act, float alpha, float beta) {
   }
   return x;
 }
+
+// act(x) for the activations that are a clamp; the others have an infinite range here and go over dst afterwards.
+struct Range {
+  float low, high;
+  bool complete;  // whether the range is all of the activation
+  explicit Range(const Epilogue& e) {
+    low = e.act == Act::relu ? 0.0f : e.act == Act::clamp ? e.alpha : -__builtin_inff();
+    high = e.act == Act::clamp ? e.beta : __builtin_inff();
+    complete = e.act == Act::identity || e.act == Act::relu || e.act == Act::clamp;
+  }
+};
+
+CS_INLINE Vec in_range(Vec x, const Range& r) { return at_most(at_least(x, r.low), r.high); }
 
 }  // namespace convselect::CONVSELECT_ISA

@@ -9,9 +9,11 @@ namespace convselect::CONVSELECT_ISA {
   extern const Kernel name##_kernels[]; \
   extern const int name##_count;
 
+CS_FAMILY(depthwise)
 CS_FAMILY(direct)
 CS_FAMILY(im2)
 CS_FAMILY(pointwise)
+CS_FAMILY(winograd)
 
 #undef CS_FAMILY
 

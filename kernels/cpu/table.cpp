@@ -18,9 +18,11 @@ Kernel rows[CAPACITY];
 const KernelTable& table() {
   static const KernelTable built = [] {
     const Family families[] = {
+        {depthwise_kernels, depthwise_count},
         {direct_kernels, direct_count},
         {im2_kernels, im2_count},
         {pointwise_kernels, pointwise_count},
+        {winograd_kernels, winograd_count},
     };
     int count = 0;
     for (const Family& family : families)
