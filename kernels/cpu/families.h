@@ -10,7 +10,9 @@ namespace convselect::CONVSELECT_ISA {
   extern const int name##_count;
 
 CS_FAMILY(direct)
+CS_FAMILY(direct_nchw)
 CS_FAMILY(im2)
+CS_FAMILY(kn2)
 CS_FAMILY(pointwise)
 
 #undef CS_FAMILY

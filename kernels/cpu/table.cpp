@@ -19,7 +19,9 @@ const KernelTable& table() {
   static const KernelTable built = [] {
     const Family families[] = {
         {direct_kernels, direct_count},
+        {direct_nchw_kernels, direct_nchw_count},
         {im2_kernels, im2_count},
+        {kn2_kernels, kn2_count},
         {pointwise_kernels, pointwise_count},
     };
     int count = 0;
