@@ -28,6 +28,17 @@ def apply_activation(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     }[kind](x)  # fmt: skip
 
 
+def all_padding(p: ConvProblem) -> str | None:
+    """A refusal: torch 2.13 dies of a segmentation fault in oneDNN on such a problem, e.g. a 1x1 src, sw=2, pw=1."""
+
+    def seen(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+        return any(0 <= o * stride - padding + k * dilation < size for o in range(out) for k in range(kernel))
+
+    if seen(p.ih, p.oh, p.kh, p.sh, p.ph, p.dh) and seen(p.iw, p.ow, p.kw, p.sw, p.pw, p.dw):
+        return None
+    return "all output pixels see padding only, which oneDNN does not survive"
+
+
 class Aten(Primitive):
     """`torch.conv2d` and ATen operators for the rest of the epilogue."""
 
@@ -38,7 +49,7 @@ class Aten(Primitive):
         self.src_layout = self.dst_layout = layout
 
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
-        return None
+        return all_padding(problem)
 
     def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
         return 0

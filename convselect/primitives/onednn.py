@@ -7,7 +7,7 @@ import torch
 from convselect.layout import Layout, dense
 from convselect.machine import Machine
 from convselect.primitive import Activation, Primitive, register
-from convselect.primitives.aten import apply_activation
+from convselect.primitives.aten import all_padding, apply_activation
 from convselect.problem import ConvProblem
 
 _OPS = torch.ops.mkldnn
@@ -48,7 +48,7 @@ class OneDnn(Primitive):
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         if not torch.backends.mkldnn.is_available():
             return "this build of torch has no oneDNN"
-        return None
+        return all_padding(problem)
 
     def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
         return 0  # its scratchpad is its own
