@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import torch
 
@@ -24,3 +25,17 @@ class Layout(enum.Enum):
 def holds(tensor: torch.Tensor, layout: Layout) -> bool:
     """Whether the 4-d `tensor` is dense in `layout`. One with C == 1 or H == W == 1 can be in both."""
     return tensor.is_contiguous(memory_format=layout.memory_format)
+
+
+def strides(size: Sequence[int], layout: Layout) -> tuple[int, int, int, int]:
+    """The strides of a dense tensor of that 4-d size, also where a dimension of size 1 leaves them open."""
+    _, c, h, w = size
+    return (c * h * w, h * w, w, 1) if layout is Layout.NCHW else (c * h * w, 1, w * c, c)
+
+
+def dense(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """`tensor` with exactly those strides: itself, a view of it, or a copy."""
+    exact = strides(tensor.shape, layout)
+    if tensor.stride() == exact:
+        return tensor
+    return tensor.contiguous(memory_format=layout.memory_format).as_strided(tensor.shape, exact)

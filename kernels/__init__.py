@@ -25,6 +25,8 @@ def _library() -> Path:
 _LIBRARY = _library()
 torch.ops.load_library(_LIBRARY)
 
+from convselect.kernels import fake  # noqa: E402, F401  (needs the operators)
+
 
 def isa() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable". `CONVSELECT_ISA` caps it."""

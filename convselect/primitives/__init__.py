@@ -1,3 +1,12 @@
 """The primitives, one file a family. Importing this package fills the registry."""
 
-from convselect.primitives import depthwise, direct, im2, pointwise, winograd  # noqa: F401
+from convselect.primitives import (  # noqa: F401
+    aten,
+    depthwise,
+    direct,
+    im2,
+    kn2,
+    onednn,
+    pointwise,
+    winograd,
+)

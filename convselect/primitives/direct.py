@@ -15,6 +15,7 @@ def undilated_width(p: ConvProblem) -> str | None:
 _PADDED = (undilated_width, ungrouped)
 
 register(
+    KernelPrimitive("direct_nchw", "direct", Layout.NCHW, Layout.NCHW, ()),
     KernelPrimitive("direct_nhwc", "direct", Layout.NHWC, Layout.NHWC, ()),
     KernelPrimitive("direct_padded_nhwc", "direct", Layout.NHWC, Layout.NHWC, _PADDED),
     KernelPrimitive("direct_padded_nchw_nhwc", "direct", Layout.NCHW, Layout.NHWC, _PADDED),

@@ -16,8 +16,9 @@ def unpadded(p: ConvProblem) -> str | None:
     return None if p.ph == p.pw == 0 else f"padding is not supported (ph={p.ph}, pw={p.pw})"
 
 
+_RULES = (one_by_one, unpadded, ungrouped)
+
 register(
-    KernelPrimitive(
-        "pointwise_nhwc", "pointwise", Layout.NHWC, Layout.NHWC, (one_by_one, unpadded, ungrouped),
-    ),
-)  # fmt: skip
+    KernelPrimitive("pointwise_nhwc", "pointwise", Layout.NHWC, Layout.NHWC, _RULES),
+    KernelPrimitive("pointwise_nchw", "pointwise", Layout.NCHW, Layout.NCHW, _RULES),
+)

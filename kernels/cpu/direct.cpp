@@ -110,10 +110,12 @@ void run_padded(const Call& call) {
   const int64_t oh = p.oh(), ow = p.ow();
   const ColumnGroups groups(p.oc);
   const Band band(p, call.parallel.threads);
-  for_tasks(call.parallel, p.mb * band.bands, [&](int64_t task, int64_t slot) {
+  const TaskGrid grid(p.mb * band.bands, 1, groups.groups, call.parallel.threads);
+  for_tasks(call.parallel, grid.count(), [&](int64_t task, int64_t slot) {
     float* padded = call.workspace + slot * (band.floats + band.pointers);
     const float** a = reinterpret_cast<const float**>(padded + band.floats);
-    const int64_t n = task / band.bands, y0 = task % band.bands * band.rows, y1 = min_of(oh, y0 + band.rows);
+    const int64_t row = grid.row_begin(task), n = row / band.bands;
+    const int64_t y0 = row % band.bands * band.rows, y1 = min_of(oh, y0 + band.rows);
     const int64_t top = y0 * p.sh - p.ph, rows = (y1 - 1 - y0) * p.sh + (p.kh - 1) * p.dh + 1;
     for (int64_t r = 0; r < rows; ++r) pad_row<NHWC>(p, call.src, n, top + r, padded + r * band.width);
     for (int64_t y = y0; y < y1; y += band.step) {
@@ -132,7 +134,7 @@ void run_padded(const Call& call) {
       g.ldc = p.oc;
       g.residual = call.epilogue.residual ? call.epilogue.residual + first : nullptr;
       g.epilogue = &call.epilogue;
-      gemm(g, groups, 0, groups.groups);
+      gemm(g, groups, grid.group_begin(task), grid.group_end(task));
     }
   });
 }

@@ -150,7 +150,8 @@ const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},          CS_ROW2(1), CS_ROW2(2
 #endif
 
 // Runs `t` down m rows, in tiles of sizes as even as possible: a tail of one row would cost as much as a whole tile.
-void down(Tile t, int64_t m, int nv) {
+// `prefetch`: fetch the next tile's rows of A ahead; the hardware does not follow that many short rows.
+void down(Tile t, int64_t m, int nv, bool prefetch) {
   const int64_t tiles = ceil_div(m, MR_OF[nv]);
   const float* const* a = t.a;
   float* c = t.c;
@@ -161,6 +162,10 @@ void down(Tile t, int64_t m, int nv) {
     t.c = c + begin * t.ldc;
     if (residual) t.residual = residual + begin * t.ldc;
     if (row_bias) t.row_bias = row_bias + begin;
+    if (prefetch)
+      for (int64_t tap = 0; tap < t.taps; ++tap)
+        for (int64_t r = end; r < min_of(m, end + (end - begin)); ++r)
+          for (int64_t x = t.k_begin; x < t.k_end; x += 16) __builtin_prefetch(a[tap * t.tap_stride + r] + x);
     TILES[end - begin][nv](t);
   }
 }
@@ -193,7 +198,7 @@ void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_
         t.last = min_of(VL, groups.columns - (n + (nv - 1) * VL));
         t.column_bias = epilogue && epilogue->bias ? epilogue->bias + n : nullptr;
         t.residual = epilogue && g.residual ? g.residual + n : nullptr;
-        down(t, g.m, static_cast<int>(nv));
+        down(t, g.m, static_cast<int>(nv), i == group_begin);
       }
     }
   }
@@ -233,7 +238,7 @@ void gemm_row_major(const GemmRowMajor& g, float* edge) {
           t.c = g.c + m * g.ldc + n;
           t.residual = epilogue && g.residual ? g.residual + m * g.ldc + n : nullptr;
           t.last = last;
-          down(t, count, static_cast<int>(nv));
+          down(t, count, static_cast<int>(nv), n == 0);
         };
         t.b_k = g.ldb;
         t.b_taps = g.b_taps ? g.b_taps + tap : nullptr;

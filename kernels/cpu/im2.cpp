@@ -86,14 +86,14 @@ struct ColumnTile {
   int64_t columns, channels, matrix;  // pixels and channels of one matrix; its floats
   int64_t tiles, oc_tasks;            // pixel tiles of one image; tasks over the output channels
   ColumnTile(const Problem& p, int threads) {
-    const int64_t pixels = p.oh() * p.ow(), most = 4 * NV_MAX * VL;
+    const int64_t pixels = p.oh() * p.ow(), most = 2 * NV_MAX * VL;
     tiles = ceil_div(pixels, most);
     columns = round_up(ceil_div(pixels, tiles), VL);
     tiles = ceil_div(pixels, columns);
     channels = max_of(1, min_of(p.ic / p.g, TILE_FLOATS / (columns * p.taps())));
     matrix = channels * p.taps() * columns;
     const int64_t tasks = p.mb * p.g * tiles;
-    oc_tasks = max_of(1, min_of(ceil_div(4 * threads, tasks), p.oc / p.g / 32));
+    oc_tasks = threads == 1 ? 1 : max_of(1, min_of(ceil_div(2 * threads, tasks), p.oc / p.g / 32));
   }
 };
 

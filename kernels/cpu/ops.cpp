@@ -236,6 +236,8 @@ int64_t kernel_id(Ints codes) {
   return -1;
 }
 
+bool dst_nhwc(int64_t kernel) { return kernel_at(kernel).dst_nhwc; }
+
 int64_t packed_bytes(int64_t kernel, Ints sizes, Ints geometry) {
   return 4 * kernel_at(kernel).packed_floats(problem_of(sizes, geometry));
 }
@@ -250,6 +252,7 @@ int64_t workspace_bytes(int64_t kernel, Ints sizes, Ints geometry, int64_t threa
 STABLE_TORCH_LIBRARY(convselect, m) {
   m.def("isa() -> int");
   m.def("kernel_id(int[] name) -> int");
+  m.def("dst_nhwc(int kernel) -> bool");
   m.def("packed_bytes(int kernel, int[] sizes, int[] geometry) -> int");
   m.def("workspace_bytes(int kernel, int[] sizes, int[] geometry, int threads) -> int");
   m.def("pack(Tensor weight, int kernel, int[] sizes, int[] geometry) -> Tensor");
@@ -266,6 +269,7 @@ STABLE_TORCH_LIBRARY(convselect, m) {
 STABLE_TORCH_LIBRARY_IMPL(convselect, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("kernel_id", TORCH_BOX(&kernel_id));
+  m.impl("dst_nhwc", TORCH_BOX(&dst_nhwc));
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
   m.impl("workspace_bytes", TORCH_BOX(&workspace_bytes));
 }

@@ -44,10 +44,71 @@ void run_nhwc(const Call& call) {
   });
 }
 
+// --- pointwise_nchw: the weights as they are times src as it is, [ic, pixels]
+
+int64_t packed_nchw(const Problem& p) { return p.oc * p.ic; }
+
+void pack_nchw(const Problem& p, const float* weight, float* packed) {
+  for (int64_t i = 0; i < packed_nchw(p); ++i) packed[i] = flush_subnormal(weight[i]);
+}
+
+struct Tiles {
+  int64_t columns, tiles, oc_tasks;  // pixels of a task; tasks of an image, of the output channels
+  Tiles(const Problem& p, int threads) {
+    const int64_t pixels = p.oh() * p.ow();
+    tiles = ceil_div(pixels, 2 * NV_MAX * VL);
+    columns = round_up(ceil_div(pixels, tiles), VL);
+    tiles = ceil_div(pixels, columns);
+    oc_tasks = threads == 1 ? 1 : max_of(1, min_of(ceil_div(2 * threads, p.mb * tiles), p.oc / 32));
+  }
+};
+
+// With a stride, the pixels that are used, [ic][columns]; else the last columns of src, which end in mid-register.
+int64_t scratch_nchw(const Problem& p, const Tiles& tiles) {
+  return round_up(p.ic * (p.sh * p.sw > 1 ? tiles.columns : VL), 16);
+}
+
+int64_t workspace_nchw(const Problem& p, int threads) { return threads * scratch_nchw(p, Tiles(p, threads)); }
+
+void run_nchw(const Call& call) {
+  const Problem& p = call.p;
+  const int64_t oh = p.oh(), ow = p.ow(), pixels = oh * ow;
+  const Tiles tiles(p, call.parallel.threads);
+  for_tasks(call.parallel, p.mb * tiles.tiles * tiles.oc_tasks, [&](int64_t task, int64_t slot) {
+    const int64_t part = task % tiles.oc_tasks, begin = task / tiles.oc_tasks % tiles.tiles * tiles.columns;
+    const int64_t image = task / tiles.oc_tasks / tiles.tiles, oc = part * p.oc / tiles.oc_tasks;
+    const int64_t columns = min_of(tiles.columns, pixels - begin), first = (image * p.oc + oc) * pixels + begin;
+    const float* src = call.src + image * p.ic * p.ih * p.iw;
+    float* scratch = call.workspace + slot * scratch_nchw(p, tiles);
+    const bool strided = p.sh * p.sw > 1;
+    if (strided)
+      for (int64_t c = 0; c < p.ic; ++c)
+        for_runs(oh, ow, begin, begin + columns, [&](int64_t, int64_t y, int64_t x, int64_t i, int64_t count) {
+          const float* from = src + (c * p.ih + y * p.sh) * p.iw + x * p.sw;
+          for (int64_t j = 0; j < count; ++j) scratch[c * tiles.columns + i + j] = from[j * p.sw];
+        });
+    GemmRowMajor g{};
+    g.m = (part + 1) * p.oc / tiles.oc_tasks - oc;
+    g.k = p.ic;
+    g.columns = columns;
+    g.a = call.packed + oc * p.ic;
+    g.lda = p.ic;
+    g.b = strided ? scratch : src + begin;
+    g.ldb = strided ? tiles.columns : pixels;
+    g.c = call.dst + first;
+    g.ldc = pixels;
+    g.bias = call.epilogue.bias ? call.epilogue.bias + oc : nullptr;
+    g.residual = call.epilogue.residual ? call.epilogue.residual + first : nullptr;
+    g.epilogue = &call.epilogue;
+    gemm_row_major(g, strided ? nullptr : scratch);
+  });
+}
+
 }  // namespace
 
 const Kernel pointwise_kernels[] = {
     {"pointwise_nhwc", true, true, packed_nhwc, pack_nhwc, no_workspace, run_nhwc},
+    {"pointwise_nchw", false, false, packed_nchw, pack_nchw, workspace_nchw, run_nchw},
 };
 const int pointwise_count = sizeof(pointwise_kernels) / sizeof(Kernel);
 

@@ -12,7 +12,7 @@ struct TaskGrid {
 
   TaskGrid(int64_t rows, int64_t rows_in_task, int64_t groups, int threads)
       : rows(rows), groups(groups), row_tasks(ceil_div(rows, rows_in_task)) {
-    column_tasks = row_tasks >= 4 * threads ? 1 : min_of(groups, ceil_div(4 * threads, row_tasks));
+    column_tasks = threads == 1 || row_tasks >= 4 * threads ? 1 : min_of(groups, ceil_div(4 * threads, row_tasks));
   }
   int64_t count() const { return row_tasks * column_tasks; }
   int64_t row_begin(int64_t task) const { return task % row_tasks * rows / row_tasks; }

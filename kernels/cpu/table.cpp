@@ -20,7 +20,9 @@ const KernelTable& table() {
     const Family families[] = {
         {depthwise_kernels, depthwise_count},
         {direct_kernels, direct_count},
+        {direct_nchw_kernels, direct_nchw_count},
         {im2_kernels, im2_count},
+        {kn2_kernels, kn2_count},
         {pointwise_kernels, pointwise_count},
         {winograd_kernels, winograd_count},
     };

@@ -23,6 +23,56 @@ CS_INLINE void exchange(Vec (&v)[VL]) {
   }
 }
 
+// Registers a and b as one vector of 2 VL lanes; out[i] = that[lane(i)].
+template <class F>
+CS_INLINE Vec pick(Vec a, Vec b, F lane) {
+  VecI mask{};
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) mask[i] = lane(i);
+  return __builtin_shuffle(a, b, mask);
+}
+
+// The transpose of R rows of dense columns, R <= 4: dst[c * R + r] = src[r * src_stride + c]. A pixel of NHWC is then
+// shorter than a register, and stores of parts of registers would take most of the time.
+template <int R>
+CS_INLINE void interleave(const float* src, int64_t src_stride, float* dst, int64_t columns) {
+  int64_t c = 0;
+  for (; c + VL <= columns; c += VL) {
+    Vec v[R];
+    for (int r = 0; r < R; ++r) v[r] = load(src + r * src_stride + c);
+#pragma GCC unroll 4
+    for (int o = 0; o < R; ++o) {  // lane i of register o: row (o * VL + i) % R, column (o * VL + i) / R
+      Vec out = v[0];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        out = pick(out, v[r], [&](int i) { return (o * VL + i) % R == r ? VL + (o * VL + i) / R : i; });
+      store(dst + c * R + o * VL, out);
+    }
+  }
+  for (; c < columns; ++c)
+    for (int r = 0; r < R; ++r) dst[c * R + r] = src[r * src_stride + c];
+}
+
+// Its inverse: dst[c * dst_stride + r] = src[r * C + c].
+template <int C>
+CS_INLINE void deinterleave(const float* src, float* dst, int64_t dst_stride, int64_t rows) {
+  int64_t r = 0;
+  for (; r + VL <= rows; r += VL) {
+    Vec v[C];
+    for (int o = 0; o < C; ++o) v[o] = load(src + r * C + o * VL);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {  // lane i of register c: element i * C + c
+      Vec out = v[0];
+#pragma GCC unroll 4
+      for (int o = 0; o < C; ++o)
+        out = pick(out, v[o], [&](int i) { return (i * C + c) / VL == o ? VL + (i * C + c) % VL : i; });
+      store(dst + c * dst_stride + r, out);
+    }
+  }
+  for (; r < rows; ++r)
+    for (int c = 0; c < C; ++c) dst[c * dst_stride + r] = src[r * C + c];
+}
+
 // One block of at most VL x VL.
 CS_INLINE void block(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows,
                      int64_t columns) {
@@ -68,6 +118,10 @@ void transposes(const float* src, float* dst, int64_t mb, int64_t rows, int64_t 
 }  // namespace
 
 void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+  if (rows == 3 && dst_stride == 3) return interleave<3>(src, src_stride, dst, columns);
+  if (rows == 4 && dst_stride == 4) return interleave<4>(src, src_stride, dst, columns);
+  if (columns == 3 && src_stride == 3) return deinterleave<3>(src, dst, dst_stride, rows);
+  if (columns == 4 && src_stride == 4) return deinterleave<4>(src, dst, dst_stride, rows);
   for (int64_t c = 0; c < columns; c += VL)
     for (int64_t r = 0; r < rows; r += VL)
       block(src + r * src_stride + c, src_stride, dst + c * dst_stride + r, dst_stride, min_of(VL, rows - r),

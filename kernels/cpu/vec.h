@@ -2,7 +2,7 @@
 // plain SSE. Each build lives in a namespace of its own (CONVSELECT_ISA), so that the linker never mixes them.
 #pragma once
 #include <cstdint>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -33,10 +33,19 @@ CS_INLINE Vec load(const float* from) { return *reinterpret_cast<const VecU*>(fr
 CS_INLINE void store(float* to, Vec value) { *reinterpret_cast<VecU*>(to) = value; }
 CS_INLINE Vec splat(float value) { return value - Vec{}; }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+CS_INLINE __m256i first_lanes(int64_t n) {
+  alignas(32) static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes + 8 - n));
+}
+#endif
+
 // The first n <= VL lanes; the others are zero. Touches no memory past from[n - 1].
 CS_INLINE Vec load_part(const float* from, int64_t n) {
 #if defined(__AVX512F__)
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), from);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(from, first_lanes(n));
 #else
   Vec value{};
   for (int64_t i = 0; i < n; ++i) value[i] = from[i];
@@ -46,6 +55,8 @@ CS_INLINE Vec load_part(const float* from, int64_t n) {
 CS_INLINE void store_part(float* to, Vec value, int64_t n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1), value);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(to, first_lanes(n), value);
 #else
   for (int64_t i = 0; i < n; ++i) to[i] = value[i];
 #endif

@@ -1,0 +1,80 @@
+"""torch's own convolution: the last resort, which takes whatever torch takes."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from convselect.layout import Layout, dense
+from convselect.machine import Machine
+from convselect.primitive import Activation, Primitive, register
+from convselect.problem import ConvProblem
+
+
+def apply_activation(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """`activation` as ATen operators, out of place."""
+    kind, alpha, beta = activation
+    if kind == "identity":
+        return x
+    if kind == "clamp":
+        return torch.clamp(x, alpha, beta)
+    if kind == "leaky_relu":
+        return F.leaky_relu(x, alpha)
+    if kind in ("gelu", "gelu_tanh"):
+        return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return {
+        "relu": torch.relu, "silu": F.silu, "sigmoid": torch.sigmoid, "hardswish": F.hardswish,
+        "hardsigmoid": F.hardsigmoid,
+    }[kind](x)  # fmt: skip
+
+
+def all_padding(p: ConvProblem) -> str | None:
+    """A refusal: torch 2.13 dies of a segmentation fault in oneDNN on such a problem, e.g. a 1x1 src, sw=2, pw=1."""
+
+    def seen(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+        return any(0 <= o * stride - padding + k * dilation < size for o in range(out) for k in range(kernel))
+
+    if seen(p.ih, p.oh, p.kh, p.sh, p.ph, p.dh) and seen(p.iw, p.ow, p.kw, p.sw, p.pw, p.dw):
+        return None
+    return "all output pixels see padding only, which oneDNN does not survive"
+
+
+class Aten(Primitive):
+    """`torch.conv2d` and ATen operators for the rest of the epilogue."""
+
+    family = "aten"
+
+    def __init__(self, layout: Layout) -> None:
+        self.name = f"aten_{layout}"
+        self.src_layout = self.dst_layout = layout
+
+    def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
+        return all_padding(problem)
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+        return 0
+
+    def packed_bytes(self, problem: ConvProblem) -> int:
+        return problem.weight_bytes
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().clone(memory_format=self.src_layout.memory_format)
+
+    def run(
+        self,
+        problem: ConvProblem,
+        activation: Activation,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        p = problem
+        dst = torch.conv2d(src, packed, bias, (p.sh, p.sw), (p.ph, p.pw), (p.dh, p.dw), p.g)
+        if residual is not None:
+            dst = dst + residual
+        dst = apply_activation(dst, activation)
+        return dense(dst, self.dst_layout)
+
+
+register(Aten(Layout.NCHW), Aten(Layout.NHWC))

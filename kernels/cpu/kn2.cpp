@@ -1,0 +1,179 @@
+// A convolution as the sum over its taps of 1x1 convolutions, each shifted (Anderson et al., arXiv 1709.03395: kn2row and
+// kn2col, accumulating). A task keeps the product of one tap in its workspace and adds it to its band of dst, so that
+// src is read in place and memory does not grow with the taps. Stride 1.
+#include "families.h"
+#include "gemm.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace convselect::CONVSELECT_ISA {
+namespace {
+
+// What the product of tap (ky, kx) adds to the output rows [y0, y1): from the src rows [top, bottom), the pixels
+// [j, j + count), to the pixels from x on. Output pixel (y, x) takes src pixel (y + dy, x + dx).
+struct Shift {
+  int64_t dy, dx, top, bottom, x, j, count;
+
+  Shift(const Problem& p, int64_t ky, int64_t kx, int64_t y0, int64_t y1) {
+    dy = ky * p.dh - p.ph;
+    dx = kx * p.dw - p.pw;
+    top = max_of(0, y0 + dy);
+    bottom = min_of(p.ih, y1 + dy);
+    j = max_of(0, dx);
+    x = j - dx;
+    count = min_of(p.iw - j, p.ow() - x);
+  }
+  bool empty() const { return top >= bottom || count <= 0; }
+};
+
+struct Band {  // output rows of a task
+  int64_t rows, bands;
+  Band(const Problem& p, int64_t pixels) {
+    const int64_t oh = p.oh();
+    bands = ceil_div(oh, max_of(1, pixels / p.iw));
+    rows = ceil_div(oh, bands);
+    bands = ceil_div(oh, rows);
+  }
+};
+
+// --- kn2row_nchw: T[oc][pixels] = weight of a tap x src[ic][pixels]
+
+constexpr int64_t OC = 48, PIXELS = 256;  // of one product
+
+// packed  [tap][oc][ic]
+int64_t packed_row(const Problem& p) { return p.oc * p.ic * p.taps(); }
+
+void pack_row(const Problem& p, const float* weight, float* packed) {
+  for (int64_t t = 0; t < p.taps(); ++t)
+    for (int64_t i = 0; i < p.oc * p.ic; ++i) *packed++ = flush_subnormal(weight[i * p.taps() + t]);
+}
+
+int64_t product_row(const Problem& p) { return OC * round_up(Band(p, PIXELS).rows * p.iw, 16); }
+
+int64_t workspace_row(const Problem& p, int threads) { return threads * (product_row(p) + p.ic * VL); }
+
+void run_row(const Call& call) {
+  const Problem& p = call.p;
+  const Epilogue& e = call.epilogue;
+  const int64_t oh = p.oh(), ow = p.ow(), ldc = product_row(p) / OC, oc_tasks = ceil_div(p.oc, OC);
+  const Band band(p, PIXELS);
+  for_tasks(call.parallel, p.mb * band.bands * oc_tasks, [&](int64_t task, int64_t slot) {
+    const int64_t part = task % oc_tasks, image = task / oc_tasks / band.bands;
+    const int64_t y0 = task / oc_tasks % band.bands * band.rows, y1 = min_of(oh, y0 + band.rows);
+    const int64_t oc = part * p.oc / oc_tasks, count = (part + 1) * p.oc / oc_tasks - oc;
+    float* product = call.workspace + slot * (product_row(p) + p.ic * VL);
+    float* edge = product + product_row(p);
+    auto dst = [&](int64_t o, int64_t y) { return ((image * p.oc + oc + o) * oh + y) * ow; };
+    for (int64_t o = 0; o < count; ++o)
+      for (int64_t q = 0; q < (y1 - y0) * ow; ++q) call.dst[dst(o, y0) + q] = 0.0f;
+    for (int64_t tap = 0; tap < p.taps(); ++tap) {
+      const Shift s(p, tap / p.kw, tap % p.kw, y0, y1);
+      if (s.empty()) continue;
+      GemmRowMajor g{};
+      g.m = count;
+      g.k = p.ic;
+      g.columns = (s.bottom - s.top) * p.iw;
+      g.a = call.packed + (tap * p.oc + oc) * p.ic;
+      g.lda = p.ic;
+      g.b = call.src + (image * p.ic * p.ih + s.top) * p.iw;
+      g.ldb = p.ih * p.iw;
+      g.c = product;
+      g.ldc = ldc;
+      gemm_row_major(g, edge);
+      for (int64_t o = 0; o < count; ++o)
+        for (int64_t i = s.top; i < s.bottom; ++i) {
+          const float* from = product + o * ldc + (i - s.top) * p.iw + s.j;
+          float* to = call.dst + dst(o, i - s.dy) + s.x;
+          for (int64_t k = 0; k < s.count; ++k) to[k] += from[k];
+        }
+    }
+    for (int64_t o = 0; o < count; ++o) {
+      float* row = call.dst + dst(o, y0);
+      finish_row(row, row, (y1 - y0) * ow, e.bias ? e.bias[oc + o] : 0.0f, nullptr,
+                 e.residual ? e.residual + dst(o, y0) : nullptr, e);
+    }
+  });
+}
+
+// --- kn2col_nhwc: T[pixels][oc] = src[pixels][ic] x weight of a tap
+
+constexpr int64_t ROWS = 96;  // src pixels of one product
+
+// packed  [tap][column group][ic][registers][VL]
+int64_t packed_column(const Problem& p) { return p.taps() * ColumnGroups(p.oc).packed_floats(p.ic); }
+
+void pack_column(const Problem& p, const float* weight, float* packed) {
+  const ColumnGroups groups(p.oc);
+  for (int64_t t = 0; t < p.taps(); ++t)
+    pack_columns(groups, weight + t, p.ic, p.taps(), p.ic * p.taps(), packed + t * groups.packed_floats(p.ic));
+}
+
+struct ColumnBand : Band {
+  int64_t pixels, product, pointers;
+  explicit ColumnBand(const Problem& p) : Band(p, ROWS) {
+    pixels = rows * p.iw;
+    product = round_up(pixels * p.oc, 16);
+    pointers = round_up(pixels * 2, 16);
+  }
+};
+
+int64_t workspace_column(const Problem& p, int threads) {
+  const ColumnBand band(p);
+  return threads * (band.product + band.pointers);
+}
+
+void run_column(const Call& call) {
+  const Problem& p = call.p;
+  const Epilogue& e = call.epilogue;
+  const int64_t oh = p.oh(), ow = p.ow();
+  const ColumnBand band(p);
+  const ColumnGroups groups(p.oc);
+  const int64_t row_tasks = p.mb * band.bands;
+  const TaskGrid grid(row_tasks, 1, groups.groups, call.parallel.threads);
+  for_tasks(call.parallel, grid.count(), [&](int64_t task, int64_t slot) {
+    const int64_t row = grid.row_begin(task), image = row / band.bands;
+    const int64_t y0 = row % band.bands * band.rows, y1 = min_of(oh, y0 + band.rows);
+    const int64_t n = groups.begin(grid.group_begin(task)) * VL;
+    const int64_t width = min_of(p.oc, groups.begin(grid.group_end(task)) * VL) - n;
+    float* product = call.workspace + slot * (band.product + band.pointers);
+    const float** a = reinterpret_cast<const float**>(product + band.product);
+    auto dst = [&](int64_t y, int64_t x) { return ((image * oh + y) * ow + x) * p.oc + n; };
+    for (int64_t q = 0; q < (y1 - y0) * ow; ++q)
+      for (int64_t i = 0; i < width; ++i) call.dst[dst(y0, q) + i] = 0.0f;
+    for (int64_t tap = 0; tap < p.taps(); ++tap) {
+      const Shift s(p, tap / p.kw, tap % p.kw, y0, y1);
+      if (s.empty()) continue;
+      Gemm g{};
+      g.m = (s.bottom - s.top) * p.iw;
+      for (int64_t i = 0; i < g.m; ++i) a[i] = call.src + ((image * p.ih + s.top) * p.iw + i) * p.ic;
+      g.taps = 1;
+      g.k = p.ic;
+      g.a = a;
+      g.b = call.packed + tap * groups.packed_floats(p.ic);
+      g.c = product;
+      g.ldc = p.oc;
+      gemm(g, groups, grid.group_begin(task), grid.group_end(task));
+      for (int64_t i = s.top; i < s.bottom; ++i)
+        for (int64_t x = 0; x < s.count; ++x) {
+          const float* from = product + ((i - s.top) * p.iw + s.j + x) * p.oc + n;
+          float* to = call.dst + dst(i - s.dy, s.x + x);
+          for (int64_t k = 0; k < width; ++k) to[k] += from[k];
+        }
+    }
+    for (int64_t q = 0; q < (y1 - y0) * ow; ++q) {
+      const int64_t at = dst(y0, q);
+      finish_row(call.dst + at, call.dst + at, width, 0.0f, e.bias ? e.bias + n : nullptr,
+                 e.residual ? e.residual + at : nullptr, e);
+    }
+  });
+}
+
+}  // namespace
+
+const Kernel kn2_kernels[] = {
+    {"kn2row_nchw", false, false, packed_row, pack_row, workspace_row, run_row},
+    {"kn2col_nhwc", true, true, packed_column, pack_column, workspace_column, run_column},
+};
+const int kn2_count = sizeof(kn2_kernels) / sizeof(Kernel);
+
+}  // namespace convselect::CONVSELECT_ISA

@@ -1,0 +1,50 @@
+"""Shapes and strides of the operators' results, for tracing without data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Ints = Sequence[int]
+
+
+def _empty(like: torch.Tensor, size: Ints, nhwc: bool) -> torch.Tensor:
+    n, c, h, w = size
+    strides = (c * h * w, 1, w * c, c) if nhwc else (c * h * w, h * w, w, 1)
+    return like.new_empty_strided((n, c, h, w), strides)
+
+
+@torch.library.register_fake("convselect::pack")
+def _pack(weight: torch.Tensor, kernel: int, sizes: Ints, geometry: Ints) -> torch.Tensor:
+    floats = torch.ops.convselect.packed_bytes(kernel, sizes, geometry) // 4
+    return weight.new_empty((1, 1, 1, floats))
+
+
+@torch.library.register_fake("convselect::conv")
+def _conv(
+    src: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    kernel: int,
+    geometry: Ints,
+    activation: int,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    mb, _, ih, iw = src.shape
+    oc, kh, kw, sh, sw, ph, pw, dh, dw, _ = geometry
+    oh = (ih + 2 * ph - dh * (kh - 1) - 1) // sh + 1
+    ow = (iw + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    return _empty(src, (mb, oc, oh, ow), torch.ops.convselect.dst_nhwc(kernel))
+
+
+@torch.library.register_fake("convselect::conv_out")
+def _conv_out(*_: object) -> None:
+    return None
+
+
+@torch.library.register_fake("convselect::to_layout")
+def _to_layout(src: torch.Tensor, nhwc: bool) -> torch.Tensor:
+    return _empty(src, src.shape, nhwc)

@@ -1,0 +1,93 @@
+"""`torch.ops.convselect.*` as operators: schemas, fake results, and what they say about tensors they cannot take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import convselect.primitives  # noqa: F401  (fills the registry)
+from convselect.layout import Layout
+from convselect.primitive import primitives
+from convselect.primitives.kernel import KernelPrimitive
+from convselect.problem import ConvProblem
+
+OPS = torch.ops.convselect
+PROBLEM = ConvProblem(2, 1, 4, 9, 8, 6, 3, 3, 1, 1, 1, 1)
+
+
+def one_of_each_layout() -> list[KernelPrimitive]:
+    found = {(k.src_layout, k.dst_layout): k for k in primitives()
+             if isinstance(k, KernelPrimitive) and k.refusal(PROBLEM, None) is None}  # fmt: skip
+    return list(found.values())
+
+
+def arguments(primitive: KernelPrimitive, src: torch.Tensor) -> tuple:
+    packed = primitive.prepack(PROBLEM, torch.randn(6, 4, 3, 3))
+    return src, packed, torch.randn(6), None, primitive._kernel, PROBLEM.geometry, 1, 0.0, 0.0
+
+
+def source(layout: Layout, mb: int = 2) -> torch.Tensor:
+    return torch.randn(mb, 4, 9, 8).contiguous(memory_format=layout.memory_format)
+
+
+@pytest.mark.parametrize("primitive", one_of_each_layout(), ids=lambda k: k.name)
+@pytest.mark.parametrize("mb", [2, 1, 0])
+def test_opcheck_of_conv(primitive: KernelPrimitive, mb: int) -> None:
+    args = arguments(primitive, source(primitive.src_layout, mb))
+    torch.library.opcheck(OPS.conv.default, args)
+    dst = torch.empty(mb, 6, 9, 8).contiguous(memory_format=primitive.dst_layout.memory_format)
+    workspace = torch.empty(primitive.workspace_bytes(PROBLEM, torch.get_num_threads()) // 4)
+    torch.library.opcheck(OPS.conv_out.default, (dst, workspace, *args))
+
+
+@pytest.mark.parametrize("primitive", one_of_each_layout(), ids=lambda k: k.name)
+def test_opcheck_of_pack(primitive: KernelPrimitive) -> None:
+    weight = torch.randn(6, 4, 3, 3)
+    torch.library.opcheck(OPS.pack.default, (weight, primitive._kernel, [2, 4, 9, 8], PROBLEM.geometry))
+
+
+@pytest.mark.parametrize("nhwc", [False, True])
+@pytest.mark.parametrize("size", [(2, 3, 4, 5), (0, 3, 4, 5), (1, 40, 7, 9), (2, 1, 3, 3), (2, 5, 1, 1)])
+def test_opcheck_of_to_layout(nhwc: bool, size: tuple[int, ...]) -> None:
+    src = torch.randn(size).contiguous(memory_format=(Layout.NCHW if nhwc else Layout.NHWC).memory_format)
+    torch.library.opcheck(OPS.to_layout.default, (src, nhwc))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16, 17, 33, 64])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 13), (16, 16), (31, 33)])
+def test_to_layout_keeps_the_values(channels: int, size: tuple[int, int]) -> None:
+    src = torch.randn(2, channels, *size)
+    there = OPS.to_layout(src, True)
+    assert torch.equal(there, src)
+    assert there.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(OPS.to_layout(there, False), src)
+
+
+@pytest.mark.parametrize("primitive", one_of_each_layout(), ids=lambda k: k.name)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: torch.cat([x, x], 2)[:, :, ::2],
+        lambda x: x[:1].expand(2, -1, -1, -1),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    ],
+    ids=["sliced", "expanded", "transposed"],
+)
+def test_a_tensor_that_is_not_dense_is_refused(primitive: KernelPrimitive, spoil) -> None:
+    src, *rest = arguments(primitive, source(primitive.src_layout))
+    with pytest.raises(RuntimeError, match="src must be dense in"):
+        OPS.conv(spoil(src), *rest)
+
+
+@pytest.mark.parametrize("primitive", one_of_each_layout(), ids=lambda k: k.name)
+def test_invalid_arguments_are_named(primitive: KernelPrimitive) -> None:
+    src, packed, bias, *rest = arguments(primitive, source(primitive.src_layout))
+    other = Layout.NHWC if primitive.src_layout is Layout.NCHW else Layout.NCHW
+    for message, bad in {
+        "src must be dense in": (source(other), packed, bias),
+        "src must be a float32 tensor": (src.double(), packed, bias),
+        "packed has": (src, packed[..., :-1], bias),
+        "bias must be contiguous": (src, packed, bias[:-1]),
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
+            OPS.conv(*bad, *rest)
