@@ -2,7 +2,7 @@
 
 from convselect.api import calibrate, compile, explain
 from convselect.errors import ConvselectWarning, UnconvertedError
-from convselect.primitives import primitives
+from convselect.primitive import primitives
 
 __version__ = "0.1.0"
 __all__ = ["ConvselectWarning", "UnconvertedError", "calibrate", "compile", "explain", "primitives"]

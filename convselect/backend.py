@@ -27,7 +27,7 @@ from convselect.graph.capture import (
     static_inputs,
 )
 from convselect.graph.fold import drop_pool_indices, fold_batch_norms
-from convselect.graph.fuse import fuse_epilogues
+from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
 from convselect.graph.lower import Lowered, lower
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
@@ -86,7 +86,7 @@ class Backend:
         select_ms = 1e3 * (time.perf_counter() - start) - choices.measured_ms
         plan = plan_of(graph, convs, others, choices, assignment, self.options, here, select_ms)
 
-        prepacks = _prepacks(convs, assignment)
+        prepacks = _prepacks(graph, assignment)
         fake = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
         with fake:
             lowered = lower(graph, assignment.chosen, len(prepacks))
@@ -110,6 +110,7 @@ def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Nod
     fold_batch_norms(graph, constant)
     drop_pool_indices(graph)
     fuse_epilogues(graph)
+    fuse_activations_into_norms(graph)
     return others, constant
 
 
@@ -121,15 +122,16 @@ def _nbytes(node: Node) -> int:
     return math.prod(size_hint(size) for size in value.shape) * value.element_size()
 
 
-def _prepacks(convs: Mapping[Node, ConvSpec], assignment: Assignment) -> list[Prepack | None]:
-    """How to pack each weight; None for the biases between them."""
+def _prepacks(graph: Graph, assignment: Assignment) -> list[Prepack | None]:
+    """How to pack each constant of the graph, in the order of `split_constants`; None for those used as they are."""
     prepacks: list[Prepack | None] = []
-    for node, spec in convs.items():
-        chosen = assignment.chosen[node].candidate
-        assert chosen is not None
-        _, bias = node.meta["constants"]
-        prepacks.append(partial(chosen.primitive.prepack, spec.problem))
-        prepacks += [] if bias is None else [None]
+    for node in graph.nodes:
+        constants = [position for position in node.meta.get("constants", ()) if position is not None]
+        prepacks += [None] * len(constants)
+        if node.target is convolution:
+            chosen = assignment.chosen[node].candidate
+            assert chosen is not None
+            prepacks[constants[0]] = partial(chosen.primitive.prepack, node.meta["conv"].problem)
     return prepacks
 
 

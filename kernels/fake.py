@@ -48,3 +48,10 @@ def _conv_out(*_: object) -> None:
 @torch.library.register_fake("convselect::to_layout")
 def _to_layout(src: torch.Tensor, nhwc: bool) -> torch.Tensor:
     return _empty(src, src.shape, nhwc)
+
+
+@torch.library.register_fake("convselect::scale_shift")
+def _scale_shift(
+    src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: int, alpha: float, beta: float
+) -> torch.Tensor:
+    return _empty(src, src.shape, not src.is_contiguous())

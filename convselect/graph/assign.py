@@ -142,12 +142,17 @@ def _solve(
                 _add_edge(edges, len(nodes) - 1, index[reader], matrix)
     solution = solve(nodes, edges)
     chosen = {node: choices[solution.choices[index[node]]] for node, choices in options.items()}
-    paid = price * sum(option.candidate.packed_bytes for option in chosen.values() if option.candidate)
+    paid = price * sum(_held(option.candidate) for option in chosen.values() if option.candidate)
     return Assignment(chosen, solution.cost - paid, solution.cost - solution.lower_bound)
 
 
 def _priced(option: Option, price: float) -> float:
-    return option.ms + (price * option.candidate.packed_bytes if option.candidate else 0.0)
+    """Each workspace is priced as if it were held for itself, though one serves all: a bound, but a separable one."""
+    return option.ms + (price * _held(option.candidate) if option.candidate else 0.0)
+
+
+def _held(candidate: Candidate) -> int:
+    return candidate.packed_bytes + candidate.workspace_bytes
 
 
 def _reads(option: Option, value: Node, reader: Node) -> Where:

@@ -33,6 +33,11 @@ def convolution(
     raise NotImplementedError("a convolution that was not lowered")
 
 
+def scale_shift(src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The graph's node for `activation(src * scale + shift)` by channel; `meta["activation"]` says which. Never called."""
+    raise NotImplementedError("a batch norm that was not lowered")
+
+
 @dataclass(frozen=True)
 class Unconverted:
     """A convolution that stays with ATen, and why."""

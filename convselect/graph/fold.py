@@ -1,4 +1,4 @@
-"""Batch norm: folded into the convolution before it, else turned into an operator with one result."""
+"""Batch norm: folded into the convolution before it, else reduced to one multiply-add a channel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
-from convselect.graph.capture import convolution
+from convselect.graph.capture import convolution, scale_shift
+from convselect.graph.operators import is_activation
+from convselect.primitive import IDENTITY
 
 aten = torch.ops.aten
 
@@ -25,42 +27,59 @@ def fold_batch_norm(
 
     scale = gamma / sqrt(var + eps); weight' = scale weight; bias' = scale (bias - mean) + beta.
     """
-    scale = torch.rsqrt(var.double() + eps)
-    if gamma is not None:
-        scale = scale * gamma.double()
-    shift = (-mean.double() if bias is None else bias.double() - mean.double()) * scale
-    if beta is not None:
-        shift = shift + beta.double()
+    scale, shift = _scale_and_shift(gamma, beta, mean, var, eps)
+    if bias is not None:
+        shift = shift + bias.double() * scale
     return (weight.double() * scale.view(-1, 1, 1, 1)).float(), shift.float()
 
 
+def scale_and_shift(
+    gamma: torch.Tensor | None, beta: torch.Tensor | None, mean: torch.Tensor, var: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f32 [c] each, such that batch_norm(x) = x scale + shift; computed in float64."""
+    scale, shift = _scale_and_shift(gamma, beta, mean, var, eps)
+    return scale.float(), shift.float()
+
+
+def _scale_and_shift(
+    gamma: torch.Tensor | None, beta: torch.Tensor | None, mean: torch.Tensor, var: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = torch.rsqrt(var.double() + eps)
+    if gamma is not None:
+        scale = scale * gamma.double()
+    shift = -mean.double() * scale
+    return scale, shift if beta is None else shift + beta.double()
+
+
 def fold_batch_norms(graph: Graph, constant: set[Node]) -> None:
-    """Rewrites every inference batch norm of `graph`; nodes made for folded weights are added to `constant`."""
+    """Inference batch norms with constant statistics go into the convolution before them, or become `scale_shift`.
+
+    The nodes made for what is folded are added to `constant`.
+    """
     for norm in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_no_training.default):
         users = list(norm.users)
-        if [user.args[1] for user in users if user.target is operator.getitem] != [0] or len(users) != 1:
+        if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
             continue
-        result = users[0]
-        conv, gamma, beta, mean, var, momentum, eps = norm.args
+        src, gamma, beta, mean, var, _, eps = norm.args
         parameters = [parameter for parameter in (gamma, beta, mean, var) if parameter is not None]
-        foldable = conv.target is convolution and len(conv.users) == 1 and constant.issuperset(parameters)
+        if not constant.issuperset(parameters) or not is_activation(norm.args[0].meta.get("val")):
+            continue
+        absorbed = src.target is convolution and len(src.users) == 1
         with graph.inserting_before(norm):
-            if foldable:
-                src, weight, bias, _ = conv.args
-                folded = graph.call_function(fold_batch_norm, (weight, bias, gamma, beta, mean, var, eps))
-                new_weight = graph.call_function(operator.getitem, (folded, 0))
-                new_bias = graph.call_function(operator.getitem, (folded, 1))
-                constant.update((folded, new_weight, new_bias))
-                new_weight.meta["val"], new_bias.meta["val"] = weight.meta["val"], mean.meta["val"]
-                new = graph.call_function(convolution, (src, new_weight, new_bias, None))
-                new.meta = dict(conv.meta)
+            if absorbed:
+                folded = graph.call_function(fold_batch_norm, (*src.args[1:3], gamma, beta, mean, var, eps))
             else:
-                new = graph.call_function(
-                    aten.batch_norm.default, (conv, gamma, beta, mean, var, False, momentum, eps, False)
-                )
-                new.meta = dict(result.meta)
-        result.replace_all_uses_with(new)
-        for old in (result, norm, conv) if foldable else (result, norm):
+                folded = graph.call_function(scale_and_shift, (gamma, beta, mean, var, eps))
+            parts = [graph.call_function(operator.getitem, (folded, i)) for i in (0, 1)]
+            constant.update((folded, *parts))
+            if absorbed:
+                new = graph.call_function(convolution, (src.args[0], *parts, None))
+                new.meta = dict(src.meta)
+            else:
+                new = graph.call_function(scale_shift, (src, *parts))
+                new.meta = {**users[0].meta, "activation": IDENTITY}
+        users[0].replace_all_uses_with(new)
+        for old in (users[0], norm, src) if absorbed else (users[0], norm):
             graph.erase_node(old)
 
 

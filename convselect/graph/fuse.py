@@ -8,7 +8,7 @@ import math
 import torch
 from torch.fx import Graph, Node
 
-from convselect.graph.capture import ConvSpec, convolution
+from convselect.graph.capture import ConvSpec, convolution, scale_shift
 from convselect.primitive import IDENTITY, Activation
 
 aten = torch.ops.aten
@@ -58,6 +58,19 @@ def _residual(node: Node, conv: Node) -> Node | None:
     value, mine = others[0].meta.get("val"), conv.meta["val"]
     same = isinstance(value, torch.Tensor) and value.shape == mine.shape and value.dtype == mine.dtype
     return others[0] if same and value.device == mine.device else None
+
+
+def fuse_activations_into_norms(graph: Graph) -> None:
+    """An activation after a `scale_shift` becomes part of it."""
+    for norm in graph.find_nodes(op="call_function", target=scale_shift):
+        users = list(norm.users)
+        if len(users) != 1 or users[0].args[0] is not norm or norm.meta["activation"] != IDENTITY:
+            continue
+        activation = activation_of(users[0])
+        if activation is not None:
+            norm.meta["activation"] = activation
+            users[0].replace_all_uses_with(norm)
+            graph.erase_node(users[0])
 
 
 def fuse_epilogues(graph: Graph) -> None:

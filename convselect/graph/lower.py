@@ -9,10 +9,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from convselect.graph.assign import Option, Where
-from convselect.graph.capture import ConvSpec, convolution
+from convselect.graph.capture import ConvSpec, convolution, scale_shift
 from convselect.graph.operators import in_both, is_activation, layout_of
 from convselect.layout import Layout, holds
-from convselect.primitive import Activation, Primitive
+from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.problem import ConvProblem
 
 
@@ -38,6 +38,18 @@ class Call:
         self, src: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
         return self.primitive.run(self.problem, self.activation, src, packed, bias, residual)
+
+
+class ScaleShift:
+    """The operator `scale_shift` with its activation: what the lowered graph calls."""
+
+    __name__, __module__ = "scale_shift", "convselect"
+
+    def __init__(self, activation: Activation) -> None:
+        self.arguments = (ACTIVATIONS.index(activation.kind), activation.alpha, activation.beta)
+
+    def __call__(self, src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return torch.ops.convselect.scale_shift(src, scale, shift, *self.arguments)
 
 
 def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -119,9 +131,16 @@ class _Lowering:
             traced = value.meta.get("val")
             return self.read(value, option.reads or (layout_of(traced) if is_activation(traced) else None), node)
 
-        new = self.new.node_copy(node, operand)
+        if node.target is scale_shift:
+            scale, shift = (self.constants[position] for position in node.meta["constants"])
+            new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
+        else:
+            new = self.new.node_copy(node, operand)
         self.made[node] = new
         self._place(node, option.gives)
+        if node.target is scale_shift:
+            new.meta |= {"val": _empty(node.meta["val"], option.gives), "operator": node.name}
+            return
         if node.op == "output" or option.reads is None or not is_activation(node.meta.get("val")):
             return
         # Which layout an operator's result has is ATen's decision: ask it, and mend the result where it differs.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from convselect.graph.capture import scale_shift
 from convselect.layout import Layout, holds
 
 aten = torch.ops.aten
 
 _KINDS = {
     "max_pool": (aten.max_pool2d.default,),
-    "avg_pool": (aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default),
+    "avg_pool": (aten.avg_pool2d.default,),
+    "adaptive_avg_pool": (aten._adaptive_avg_pool2d.default,),
     "cat": (aten.cat.default,),
     "add": (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default),
-    "batch_norm": (aten.batch_norm.default,),
+    "batch_norm": (scale_shift,),
     "mean": (aten.mean.dim,),
     "elementwise": (
         aten.relu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default, aten.hardsigmoid.default,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from convselect.graph.capture import convolution
+from convselect.graph.capture import convolution, scale_shift
 
 Prepack = Callable[[torch.Tensor], torch.Tensor]
 
@@ -17,18 +17,21 @@ _WHOLE = 64 * 1024
 
 
 def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, list[int]]:
-    """Moves what computes the convolutions' weights and biases out of `graph`.
+    """Moves what computes the weights and biases of `convolution` and `scale_shift` nodes out of `graph`.
 
     Returns a module that maps the static inputs to a tuple of weights and biases, and the positions of those inputs
-    among the placeholders of `graph`. A convolution's `meta["constants"]` holds the positions of its weight and its
-    bias (or None) in that tuple; its own operands for them become None.
+    among the placeholders of `graph`. A node's `meta["constants"]` holds the positions of its weight and its bias (or
+    None) in that tuple; its own operands for them become None.
     """
     wanted: list[Node] = []
-    for conv in graph.find_nodes(op="call_function", target=convolution):
-        src, weight, bias, residual = conv.args
-        conv.meta["constants"] = (len(wanted), None if bias is None else len(wanted) + 1)
-        wanted += [weight] if bias is None else [weight, bias]
-        conv.args = (src, None, None, residual)
+    for node in graph.nodes:
+        if node.target in (convolution, scale_shift):
+            src, *operands = node.args
+            node.meta["constants"] = positions = []
+            for operand in operands[:2]:
+                positions.append(None if operand is None else len(wanted))
+                wanted += [] if operand is None else [operand]
+            node.args = (src, None, None, *operands[2:])
     needed, stack = set(), list(wanted)
     while stack:
         node = stack.pop()

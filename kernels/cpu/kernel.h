@@ -55,6 +55,16 @@ struct Kernel {
   void (*run)(const Call&);
 };
 
+// dst = act(src * scale[c] + shift[c]) of f32 [mb, channels, pixels], or [mb, pixels, channels] if nhwc.
+struct ScaleShift {
+  int64_t mb, channels, pixels;
+  bool nhwc;
+  const float *src, *scale, *shift;
+  float* dst;
+  Act act;
+  float alpha, beta;
+};
+
 // What one build of the sources for one instruction set offers.
 struct KernelTable {
   const Kernel* rows;
@@ -62,6 +72,7 @@ struct KernelTable {
   // NCHW <-> NHWC of f32 [mb, channels, pixels]: dst[n][q][c] = src[n][c][q], or the inverse.
   void (*to_nhwc)(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel&);
   void (*to_nchw)(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel&);
+  void (*scale_shift)(const ScaleShift&, const Parallel&);
 };
 
 }  // namespace convselect

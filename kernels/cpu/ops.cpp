@@ -118,6 +118,11 @@ class Scratch {
 };
 thread_local Scratch scratch;
 
+void check_act(int64_t activation) {
+  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int>(convselect::Act::gelu_tanh), "activation is ",
+                  activation, ", must be an index of ACTIVATIONS");
+}
+
 Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
                    const std::optional<Tensor>& residual, const Ints& geometry, int64_t activation) {
   STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
@@ -132,7 +137,7 @@ Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed
     STD_TORCH_CHECK(bias->numel() == p.oc && bias->is_contiguous(), "bias must be contiguous and have oc=", p.oc, " elements");
   }
   if (residual) check_activation(*residual, "residual", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int>(convselect::Act::gelu_tanh), "activation is ", activation);
+  check_act(activation);
   return p;
 }
 
@@ -203,6 +208,27 @@ Tensor to_layout(Tensor src, bool nhwc) {
   return dst;
 }
 
+// act(src * scale + shift) by channel, in src's own layout, which must be dense NCHW or NHWC.
+Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, double alpha, double beta) {
+  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
+  const bool nhwc = !dense(src, false);
+  check_activation(src, "src", nhwc, sizes);
+  for (const Tensor* t : {&scale, &shift}) {
+    check_float(*t, t == &scale ? "scale" : "shift");
+    STD_TORCH_CHECK(t->numel() == sizes[1] && t->is_contiguous(), "scale and shift must be contiguous, [channels]");
+  }
+  check_act(activation);
+  Tensor dst = empty(sizes, nhwc);
+  if (src.numel() == 0) return dst;
+  auto floats = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
+  loaded().table->scale_shift({sizes[0], sizes[1], sizes[2] * sizes[3], nhwc, floats(src), floats(scale), floats(shift),
+                               static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
+                               static_cast<float>(alpha), static_cast<float>(beta)},
+                              parallel_here());
+  return dst;
+}
+
 // A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and whether
 // to read all of it (1) or one cache line in each page (0). The caller keeps the memory alive.
 int64_t fingerprint(Tensor table) {
@@ -262,6 +288,7 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def(
       "conv_out(Tensor(a!) dst, Tensor(b!) workspace, Tensor src, Tensor packed, Tensor? bias, Tensor? residual, "
       "int kernel, int[] geometry, int activation, float alpha, float beta) -> ()");
+  m.def("scale_shift(Tensor src, Tensor scale, Tensor shift, int activation, float alpha, float beta) -> Tensor");
   m.def("fingerprint(Tensor table) -> int");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
 }
@@ -278,6 +305,7 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("conv", TORCH_BOX(&conv));
   m.impl("conv_out", TORCH_BOX(&conv_out));
+  m.impl("scale_shift", TORCH_BOX(&scale_shift));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("to_layout", TORCH_BOX(&to_layout));
 }
