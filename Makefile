@@ -1,0 +1,72 @@
+# Everything happens in .venv, which is set up once and brought up to date when a file it depends on changes.
+# An editable install: a changed Python file needs no step, a changed kernel is compiled again by the next target.
+
+PYTHON ?= python3
+# A plain `torch` may bring gigabytes of CUDA; this version has a CPU build. Override both together.
+TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
+NETWORKS ?= alexnet vgg11 googlenet inception_v3 resnet18 resnet50 squeezenet1_1 mobilenet_v2 efficientnet_b0 densenet121
+THREADS ?= 2
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+STAMPS := .venv/stamps
+KERNEL_SOURCES := $(wildcard kernels/cpu/*)
+CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES))
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+
+.PHONY: demo test bench lint format clean FORCE
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/install $(STAMPS)/torchvision
+	$(BIN)/convselect demo
+
+test: lint $(STAMPS)/torchvision
+	$(BIN)/pytest
+
+bench: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/peers
+	$(BIN)/python benchmarks/run.py $(NETWORKS) --threads $(THREADS) $(BENCH_ARGS)
+
+lint: $(STAMPS)/install $(STAMPS)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CLANG_FORMAT_SOURCES)
+
+format: $(STAMPS)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CLANG_FORMAT_SOURCES)
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMPS)/torch:
+	$(PYTHON) -c 'import sys; sys.exit("convselect needs Python >= 3.10; set PYTHON=" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+	mkdir -p $(STAMPS)
+	$(PIP) '$(TORCH)' numpy cmake ninja 'scikit-build-core>=0.10'
+	touch $@
+
+# torchvision's requirement on torch names another build of it, hence --no-deps.
+$(STAMPS)/torchvision: $(STAMPS)/torch
+	$(PIP) --no-deps '$(TORCHVISION)'
+	$(PIP) pillow
+	touch $@
+
+# The names of the package's files: an editable install knows the modules it was made with.
+$(STAMPS)/files: FORCE | $(STAMPS)/torch
+	@find convselect kernels -type f -not -name '*.pyc' | LC_ALL=C sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(STAMPS)/install: $(STAMPS)/torch $(STAMPS)/files $(KERNEL_SOURCES) CMakeLists.txt pyproject.toml
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(STAMPS)/test: $(STAMPS)/install pyproject.toml
+	$(PIP) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(STAMPS)/peers: $(STAMPS)/install pyproject.toml
+	$(PIP) --no-build-isolation -e '.[peers,plots]'
+	touch $@

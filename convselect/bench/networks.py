@@ -1,0 +1,143 @@
+"""Networks to time: torchvision's by name, or a user's own as MODULE:FACTORY, with random but sane weights."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import re
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from convselect.errors import unknown_choice
+
+DEFAULT = (
+    "alexnet", "vgg11", "googlenet", "inception_v3", "resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2",
+    "efficientnet_b0", "densenet121",
+)  # fmt: skip
+"""The networks of `make bench`."""
+
+_SIDES = {"inception_v3": 299}
+_LIBRARIES: list[torch.library.Library] = []
+
+
+@lru_cache(maxsize=1)
+def torchvision_models() -> ModuleType:
+    """`torchvision.models`. Raises `ModuleNotFoundError` saying how to install it.
+
+    The package index may have no torchvision for a CPU build of torch. Its networks are plain Python, though; what
+    fails to load is a library of box operators, and the package imports once two of their names are defined.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the networks come from torchvision, which is not installed: "
+            "`pip install --no-deps torchvision==0.28.0` (for torch 2.13), and `pip install pillow`"
+        )
+    libraries = sorted(Path(spec.submodule_search_locations[0]).glob("_C*.so"))
+    try:
+        for path in libraries:
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError:
+        libraries = []
+    if not libraries:
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        for name in ("nms", "qnms"):
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library.define(schema)  # type: ignore[no-untyped-call]
+        _LIBRARIES.append(library)
+    return importlib.import_module("torchvision.models")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """ "1x3x224x224" -> (1, 3, 224, 224)."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text):
+        raise ValueError(f"input is {text!r}, must be sizes joined by 'x', such as 1x3x224x224")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
+    """torchvision's network `name` in eval mode with random weights, and an input for it. Deterministic in `seed`."""
+    models = torchvision_models()
+    names = models.list_models(module=models)
+    if name not in names:
+        raise unknown_choice("network", name, names)
+    # These two would draw their weights from scipy's truncated normal, in seconds; they are drawn below anyway.
+    arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = models.get_model(name, weights=None, **arguments)
+    side = _SIDES.get(name, 224)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 3, side, side, generator=generator)
+    randomise(model, torch.randn(2, 3, side, side, generator=generator), generator)
+    return model, x
+
+
+def load(target: str, shape: str | None = None, batch: int = 1) -> tuple[nn.Module, torch.Tensor]:
+    """torchvision's network `target`; or, if the `shape` of an input is given, the one that MODULE:FACTORY makes."""
+    if shape is None:
+        return build(target, batch)
+    return from_factory(target), torch.randn(parse_shape(shape), generator=torch.Generator().manual_seed(0))
+
+
+def from_factory(target: str) -> nn.Module:
+    """The module that MODULE:FACTORY returns, in eval mode, with its own weights."""
+    module_name, _, factory_name = target.partition(":")
+    if not module_name or not factory_name:
+        raise ValueError(f"{target!r} must read MODULE:FACTORY, such as torchvision.models:resnet18")
+    if module_name.split(".")[0] == "torchvision":
+        torchvision_models()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{target!r}: {error}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ValueError(f"{target!r}: {module_name} has no callable named {factory_name!r}")
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{target!r} returned {type(model).__name__}, must return a torch.nn.Module")
+    return model.eval()
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:
+    """Draw He weights and batch-norm parameters that are not trivial, in place; leaves `model` in eval mode.
+
+    The running statistics are those of `sample` off by up to a quarter, so activations neither grow nor vanish with
+    depth and a batch norm that is folded wrongly changes the output.
+    """
+
+    def normal(tensor: torch.Tensor, mean: float, deviation: float) -> None:
+        tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            fan_in = module.weight[0].numel()
+            gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
+            normal(module.weight, 0.0, math.sqrt(gain / fan_in))
+            if module.bias is not None:
+                normal(module.bias, 0.0, 0.05)
+    for norm in norms:
+        if norm.affine:
+            uniform(norm.weight, 0.5, 1.5)
+            normal(norm.bias, 0.0, 0.1)
+        norm.train()
+        norm.momentum = 1.0
+    model(sample)
+    model.eval()
+    for norm in norms:
+        norm.momentum = 0.1
+        if norm.running_mean is None or norm.running_var is None:
+            continue
+        scale = torch.rand(norm.running_var.shape, generator=generator) * 0.5 + 0.75
+        norm.running_mean.addcmul_(norm.running_var.sqrt(), scale - 1.0)
+        norm.running_var.mul_(scale).add_(1e-3)

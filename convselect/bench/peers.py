@@ -1,0 +1,175 @@
+"""The systems that are timed, each behind one interface and none handicapped.
+
+Every one gets float32, the same number of threads, the whole graph with known sizes, and its own best settings.
+Memory that a prepared call holds is freed when the call is dropped.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import importlib.util
+import shutil
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Call = Callable[[], torch.Tensor]
+"""Runs the prepared network once on the prepared input. The result is read only until the next call."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A system: how it is called, what `prepare` does with a model in eval mode, and whether it is there."""
+
+    name: str
+    label: str
+    prepare: Callable[[nn.Module, torch.Tensor], Call]
+    packages: tuple[str, ...] = ()
+    needs_compiler: bool = False
+
+    def absence(self) -> str | None:
+        """Why this system cannot be timed here, as a sentence; None if it can."""
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{self.label} is not installed here: `pip install {' '.join(missing)}`"
+        if self.needs_compiler:
+            if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+                return f"{self.label} needs a C++ compiler, and there is none on the PATH"
+            if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+                return f"{self.label} needs Python's C headers (the package python3-dev), and they are not installed"
+        return None
+
+
+def _torch_call(model: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Call:
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            y = model(x)
+        return y if isinstance(y, torch.Tensor) else next(iter(y))
+
+    return call
+
+
+def _eager(model: nn.Module, x: torch.Tensor) -> Call:
+    return _torch_call(model, x)
+
+
+def _eager_nhwc(model: nn.Module, x: torch.Tensor) -> Call:
+    copied = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _torch_call(copied, x.to(memory_format=torch.channels_last))
+
+
+def _inductor(model: nn.Module, x: torch.Tensor) -> Call:
+    """Inductor with freezing, its setting for inference on a CPU: weights are constants, packed and laid out once."""
+    import torch._inductor.config as config
+
+    call = _torch_call(torch.compile(copy.deepcopy(model), backend="inductor"), x)
+    with config.patch(freezing=True):
+        call()
+    return call
+
+
+def _onnx_file(model: nn.Module, x: torch.Tensor, folder: str) -> Path:
+    path = Path(folder, "model.onnx")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (x,), path, dynamo=True, external_data=False, input_names=["x"], output_names=["y"], verbose=False
+        )
+    return path
+
+
+def _onnxruntime(model: nn.Module, x: torch.Tensor) -> Call:
+    """All graph optimisations, as many intra-op threads as torch has, spinning as it does by default."""
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        session = runtime.InferenceSession(
+            _onnx_file(model, x, folder), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def _openvino(model: nn.Module, x: torch.Tensor) -> Call:
+    """The latency hint, float32 (it turns to bfloat16 by itself on machines with AMX), as many threads as torch."""
+    openvino = importlib.import_module("openvino")
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = core.compile_model(core.read_model(_onnx_file(model, x, folder)), "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
+
+    def call() -> torch.Tensor:
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor(0).data)
+
+    return call
+
+
+def _ncnn(model: nn.Module, x: torch.Tensor) -> Call:
+    """ncnn through pnnx, float32 throughout: its half-precision storage and arithmetic are switched off."""
+    ncnn = importlib.import_module("ncnn")
+    pnnx = importlib.import_module("pnnx")
+    if x.shape[0] != 1:
+        raise ValueError(f"ncnn takes one image at a time, not {x.shape[0]}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "model"))
+        pnnx.export(model, f"{path}.pt", (x,), fp16=False)
+        net = ncnn.Net()
+        net.opt.num_threads = torch.get_num_threads()
+        for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+            setattr(net.opt, name, False)
+        net.load_param(f"{path}.ncnn.param")
+        net.load_model(f"{path}.ncnn.bin")
+    source = ncnn.Mat(x[0].numpy())
+
+    def call() -> torch.Tensor:
+        with net.create_extractor() as extractor:
+            extractor.input("in0", source)
+            return torch.from_numpy(extractor.extract("out0")[1].numpy())
+
+    return call
+
+
+def _convselect(model: nn.Module, x: torch.Tensor, **options: Any) -> Call:
+    import convselect
+
+    call = _torch_call(convselect.compile(copy.deepcopy(model), **options), x)
+    call()
+    return call
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("eager", "eager", _eager),
+        Peer("eager_nhwc", "eager, channels_last", _eager_nhwc),
+        Peer("inductor", "Inductor, freezing", _inductor, needs_compiler=True),
+        Peer("onnxruntime", "ONNX Runtime", _onnxruntime, ("onnx", "onnxscript", "onnxruntime")),
+        Peer("openvino", "OpenVINO f32", _openvino, ("onnx", "onnxscript", "openvino")),
+        Peer("ncnn", "ncnn f32", _ncnn, ("ncnn", "pnnx")),
+    )
+}
+
+
+def convselect_peer(**options: Any) -> Peer:
+    """Ourselves, with these options of `convselect.compile`."""
+    return Peer("convselect", "convselect", functools.partial(_convselect, **options))

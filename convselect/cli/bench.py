@@ -1,0 +1,145 @@
+"""`convselect bench`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convselect.bench.peers import Peer
+    from convselect.bench.report import Report
+
+
+@click.command()
+@click.argument("networks", nargs=-1, metavar="NET...")
+@click.option("--model", metavar="MODULE:FACTORY", help="A network of your own, with its own weights.")
+@click.option("--input", "shape", metavar="SIZES", help="The input of --model, such as 1x3x224x224.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="For every system.")
+@click.option(
+    "--against",
+    default="eager,inductor",
+    show_default=True,
+    metavar="PEER,...",
+    help="eager, eager_nhwc, inductor, onnxruntime, openvino, ncnn; also convselect itself is always timed.",
+)
+@click.option("--without-convselect", is_flag=True, help="Time the peers alone.")
+@click.option("--accuracy", default="default", show_default=True, help="convselect's: strict, default or fast.")
+@click.option("--calibrate", default="auto", show_default=True, help="convselect's: auto, always or never.")
+@click.option("--select", default="model", show_default=True, help="convselect's: model, measure or model+verify.")
+@click.option("--remainder", default="eager", show_default=True, help="convselect's: eager or inductor.")
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=1), help="Interleaved rounds.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option(
+    "--markdown",
+    "markdown_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the page with the table here.",
+)
+@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG here.")
+def bench(
+    networks: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
+    without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
+    json_path: Path | None, markdown_path: Path | None, plot_path: Path | None,
+) -> None:  # fmt: skip
+    """Time networks against other runtimes, interleaved in one process.
+
+    NET is a network of torchvision, such as resnet18; it gets random weights. Every output is compared with eager in
+    float64.
+    """
+    from rich.console import Console
+
+    from convselect import machine
+    from convselect.bench import networks
+    from convselect.bench.report import Report, Row
+    from convselect.bench.runner import Protocol, compare, pin_threads
+
+    if model is None and not networks:
+        raise click.UsageError("name a network, or give --model")
+    check_model(model, shape)
+    options = {"accuracy": accuracy, "calibrate": calibrate, "select": select, "remainder": remainder}
+    console = Console()
+    try:
+        pin_threads(threads)
+        peers = chosen_peers(against, None if without_convselect else options)
+        jobs = list(networks) + ([model] if model else [])
+        protocol = Protocol(rounds=rounds)
+        command = shlex.join(["convselect", *sys.argv[1:]])
+        labels = {peer.name: peer.label for peer in peers}
+        report = Report.begin(machine.cpu(), batch, command, protocol, labels)
+        for index, job in enumerate(jobs):
+            with console.status(f"{job}: building") as status:
+
+                def tell(text: str, job: str = job, index: int = index) -> None:
+                    status.update(f"{job} ({index + 1} of {len(jobs)}): {text}")
+
+                network, x = networks.load(job, shape if job == model else None, batch)
+                results = compare(network, x, peers, protocol, tell)
+            report.rows.append(Row(job, tuple(x.shape), results))
+            if json_path:
+                json_path.write_text(report.to_json() + "\n")
+            times = [
+                f"{labels[r.peer]} {r.median_ms:.2f} ms" if r.median_ms is not None else f"{labels[r.peer]} -"
+                for r in results
+            ]
+            console.print(f"[bold]{job}[/]: {', '.join(times)}", highlight=False)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    print_table(console, report)
+    if plot_path:
+        report.plot(plot_path)
+    if markdown_path:
+        markdown_path.write_text(report.to_markdown(plot_path.name if plot_path else None))
+
+
+def check_model(model: str | None, shape: str | None) -> None:
+    """Raises a usage error unless a network of the user's own and the shape of its input are given together."""
+    if (model is None) != (shape is None):
+        raise click.UsageError("--model and --input go together")
+
+
+def chosen_peers(names: str, options: dict[str, str] | None) -> list[Peer]:
+    """The peers named in a list separated by commas, then convselect with `options` unless they are None."""
+    from convselect.bench.peers import PEERS, convselect_peer
+    from convselect.errors import unknown_choice
+
+    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "convselect")]
+    for name in wanted:
+        if name not in PEERS:
+            raise unknown_choice("--against", name, PEERS)
+    peers = [PEERS[name] for name in dict.fromkeys(wanted)]
+    return peers if options is None else [*peers, convselect_peer(**options)]
+
+
+def print_table(console: Console, report: Report) -> None:
+    """The medians, the fastest system of each network in bold, and how much faster than the others ours is."""
+    from rich.table import Table
+
+    from convselect.bench.report import OURS
+
+    table = Table(title=f"median ms, {report.machine}", title_justify="left")
+    table.add_column("network")
+    for label in report.labels.values():
+        table.add_column(label, justify="right")
+    for row in report.rows:
+        best = min((r.median_ms for r in row.results if r.median_ms is not None), default=None)
+        cells = []
+        for result in row.results:
+            text = "-" if result.median_ms is None else f"{result.median_ms:.2f}"
+            cells.append(f"[bold green]{text}[/]" if best is not None and result.median_ms == best else text)
+        table.add_row(row.network, *cells)
+    console.print(table)
+    for row in report.rows:
+        for result in row.results:
+            if result.absent:
+                console.print(f"[yellow]{row.network}: {result.absent}[/]", highlight=False)
+    for name, label in report.labels.items():
+        ratio = report.ratio(name) if name != OURS else None
+        if ratio is not None:
+            console.print(f"convselect is {ratio:.2f} times as fast as {label}", highlight=False)

@@ -1,0 +1,51 @@
+"""`convselect cache`: what calibration stored on this machine."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def cache() -> None:
+    """Look at or remove the calibrations stored on this machine."""
+
+
+@cache.command("path")
+def path_() -> None:
+    """Print the folder."""
+    from convselect.costs import store
+
+    click.echo(store.directory())
+
+
+@cache.command("list")
+def list_() -> None:
+    """Print every entry."""
+    from convselect.costs import store
+
+    entries = store.entries()
+    for entry in entries:
+        click.echo(entry)
+    if not entries:
+        click.echo("no entries")
+
+
+@cache.command()
+def verify() -> None:
+    """Check every entry; exit with 1 if one is damaged. A damaged entry is never used."""
+    from convselect.costs import store
+
+    damaged = store.verify()
+    for entry in damaged:
+        click.echo(entry)
+    if damaged:
+        raise click.ClickException(f"damaged entries: {len(damaged)}; `convselect cache clear` removes them")
+    click.echo("every entry is sound")
+
+
+@cache.command()
+def clear() -> None:
+    """Remove all entries."""
+    from convselect.costs import store
+
+    click.echo(f"removed: {store.clear()}")
