@@ -63,10 +63,10 @@ $(STAMPS)/install: $(STAMPS)/torch $(STAMPS)/files $(KERNEL_SOURCES) CMakeLists.
 	$(PIP) --no-build-isolation -e .
 	touch $@
 
-$(STAMPS)/test: $(STAMPS)/install pyproject.toml
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/install
 	$(PIP) --no-build-isolation -e '.[test]'
 	touch $@
 
-$(STAMPS)/peers: $(STAMPS)/install pyproject.toml
+$(STAMPS)/peers: pyproject.toml | $(STAMPS)/install
 	$(PIP) --no-build-isolation -e '.[peers,plots]'
 	touch $@

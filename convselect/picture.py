@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BAR_HEIGHT = 190
 ARC_HEIGHT = 84
-_WIDTH = 1180
+_WIDTH = 1290
 """Pixels that a picture fills; a long network takes more, and scrolls."""
 
 
@@ -74,8 +74,8 @@ def page(explanation: Explanation) -> str:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     plan = explanation.plan
-    bar_step = _step(len(plan.layers), 16, 44)
-    node_step = _step(len(plan.layers) + len(plan.operators), 18, 40)
+    bar_step = _step(len(plan.layers), 16, 60)
+    node_step = _step(len(plan.layers) + len(plan.operators), 18, 48)
     bars, ticks = _bars(plan, bar_step)
     nodes, arcs, moves = _ribbon(plan, node_step)
     families: dict[str, float] = {}
