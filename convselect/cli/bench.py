@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("networks", nargs=-1, metavar="NET...")
+@click.argument("nets", nargs=-1, metavar="NET...")
 @click.option("--model", metavar="MODULE:FACTORY", help="A network of your own, with its own weights.")
 @click.option("--input", "shape", metavar="SIZES", help="The input of --model, such as 1x3x224x224.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG here.")
 def bench(
-    networks: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
+    nets: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
     without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
     json_path: Path | None, markdown_path: Path | None, plot_path: Path | None,
 ) -> None:  # fmt: skip
@@ -60,7 +60,7 @@ def bench(
     from convselect.bench.report import Report, Row
     from convselect.bench.runner import Protocol, compare, pin_threads
 
-    if model is None and not networks:
+    if model is None and not nets:
         raise click.UsageError("name a network, or give --model")
     check_model(model, shape)
     options = {"accuracy": accuracy, "calibrate": calibrate, "select": select, "remainder": remainder}
@@ -68,7 +68,7 @@ def bench(
     try:
         pin_threads(threads)
         peers = chosen_peers(against, None if without_convselect else options)
-        jobs = list(networks) + ([model] if model else [])
+        jobs = list(nets) + ([model] if model else [])
         protocol = Protocol(rounds=rounds)
         command = shlex.join(["convselect", *sys.argv[1:]])
         labels = {peer.name: peer.label for peer in peers}

@@ -53,7 +53,8 @@ class KernelPrimitive(Primitive):
         return int(_OPS.packed_bytes(self._kernel, _sizes(problem), problem.geometry))
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        return _OPS.pack(weight.contiguous(), self._kernel, _sizes(problem), problem.geometry)
+        packed: torch.Tensor = _OPS.pack(weight.contiguous(), self._kernel, _sizes(problem), problem.geometry)
+        return packed
 
     def run(
         self,
@@ -65,9 +66,10 @@ class KernelPrimitive(Primitive):
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
         kind, alpha, beta = activation
-        return _OPS.conv(
+        dst: torch.Tensor = _OPS.conv(
             src, packed, bias, residual, self._kernel, problem.geometry, ACTIVATIONS.index(kind), alpha, beta
         )
+        return dst
 
 
 def _sizes(problem: ConvProblem) -> list[int]:
