@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-import convselect.kernels as kernels
+from convselect import kernels
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from convselect.explanation import Explanation
+    from convselect.explain import Explanation
     from convselect.plan import LayerPlan, Plan
 
 BAR_HEIGHT = 190

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convselect.explanation import Explanation
+from convselect.explain import Explanation
 from convselect.picture import order
 from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan
 from convselect.problem import ConvProblem

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-import convselect.kernels  # noqa: F401  (loads the operators)
+from convselect import kernels  # noqa: F401  (loads the operators)
 from convselect.layout import Layout
 from convselect.machine import Machine
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
@@ -53,8 +53,7 @@ class KernelPrimitive(Primitive):
         return int(_OPS.packed_bytes(self._kernel, _sizes(problem), problem.geometry))
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = _OPS.pack(weight.contiguous(), self._kernel, _sizes(problem), problem.geometry)
-        return packed
+        return _OPS.pack(weight.contiguous(), self._kernel, _sizes(problem), problem.geometry)
 
     def run(
         self,
@@ -66,10 +65,9 @@ class KernelPrimitive(Primitive):
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
         kind, alpha, beta = activation
-        dst: torch.Tensor = _OPS.conv(
+        return _OPS.conv(
             src, packed, bias, residual, self._kernel, problem.geometry, ACTIVATIONS.index(kind), alpha, beta
         )
-        return dst
 
 
 def _sizes(problem: ConvProblem) -> list[int]:
