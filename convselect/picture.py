@@ -5,11 +5,8 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from convselect.explain import Explanation
-    from convselect.plan import LayerPlan, Plan
+from convselect.plan import LayerPlan, Plan
 
 BAR_HEIGHT = 190
 ARC_HEIGHT = 84
@@ -65,15 +62,14 @@ class Tick:
     label: str
 
 
-def page(explanation: Explanation) -> str:
-    """The HTML page, complete in itself."""
+def page(plan: Plan, title: str, summary: list[str], predicted_ms: float, measured_ms: float | None) -> str:
+    """The HTML page, complete in itself. `predicted_ms` and `measured_ms` are sums over the convolutions."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("convselect", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    plan = explanation.plan
     bar_step = _step(len(plan.layers), 16, 60)
     node_step = _step(len(plan.layers) + len(plan.operators), 18, 48)
     bars, ticks = _bars(plan, bar_step)
@@ -82,10 +78,10 @@ def page(explanation: Explanation) -> str:
     for layer in plan.layers:
         families[layer.family] = families.get(layer.family, 0.0) + (layer.predicted_ms or 0.0)
     return environment.get_template("explain.html").render(
-        title=explanation.title, plan=plan, summary=explanation.summary(), bars=bars, ticks=ticks, bar_step=bar_step,
+        title=title, plan=plan, summary=summary, bars=bars, ticks=ticks, bar_step=bar_step,
         bar_height=BAR_HEIGHT, bars_width=max(len(bars) * bar_step, 1), nodes=nodes, arcs=arcs, moves=moves,
         node_step=node_step, ribbon_width=max(len(nodes) * node_step, 1), arc_height=ARC_HEIGHT,
-        measured_ms=explanation.layers_measured_ms, layers_ms=explanation.layers_predicted_ms,
+        measured_ms=measured_ms, layers_ms=predicted_ms,
         families=sorted(families.items(), key=lambda item: -item[1]),
     )  # fmt: skip
 

@@ -149,6 +149,16 @@ def test_page_is_whole_and_self_contained(plan: Plan, tmp_path: Path) -> None:
     assert "a processor &lt;&amp; co&gt;" in text
 
 
+def test_merged_plans_add_up() -> None:
+    plan = resnet_like(True)
+    both = Explanation.merged([plan, plan])
+    assert both.layers == plan.layers * 2
+    assert both.total_predicted_ms == 2 * plan.total_predicted_ms
+    assert Explanation.merged([plan]).plan == plan
+    with pytest.raises(ValueError, match="plans is empty"):
+        Explanation.merged([])
+
+
 def test_empty_plan(tmp_path: Path) -> None:
     plan = Plan("a machine", "0" * 16, "default", "model", False, (), (), (), 0.0, 0.0, 0.1)
     explanation = Explanation(plan)
