@@ -13,7 +13,7 @@ from convselect.cli.show import explain, primitives
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="convselect")
+@click.version_option(package_name="convselect", prog_name="convselect")
 def main() -> None:
     """Run a trained CNN with the convolution routines and data layouts that a cost model picks for this machine."""
 

@@ -25,7 +25,11 @@ def list_() -> None:
 
     entries = store.entries()
     for entry in entries:
-        click.echo(entry)
+        state = "sound" if entry.damage is None else f"damaged: {entry.damage}"
+        click.echo(
+            f"{entry.fingerprint}  {entry.machine}  {entry.saved}  {entry.timings} timings of primitives, "
+            f"{entry.operators} of operators, {entry.nbytes} bytes, {state}"
+        )
     if not entries:
         click.echo("no entries")
 
@@ -37,7 +41,7 @@ def verify() -> None:
 
     damaged = store.verify()
     for entry in damaged:
-        click.echo(entry)
+        click.echo(f"{entry.path}: {entry.damage}")
     if damaged:
         raise click.ClickException(f"damaged entries: {len(damaged)}; `convselect cache clear` removes them")
     click.echo("every entry is sound")

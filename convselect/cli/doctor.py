@@ -64,9 +64,14 @@ def _size(size: int) -> str:
 def _store(fingerprint: str) -> list[Finding]:
     from convselect.costs import store
 
-    here = [entry for entry in store.entries() if fingerprint in str(entry)]
-    text = f"{len(here)} for this machine ({fingerprint})" if here else "none yet; the first call makes one"
-    return [Finding("calibration", text, bool(here)), Finding("cache folder", str(store.directory()))]
+    here = next((entry for entry in store.entries() if entry.fingerprint == fingerprint), None)
+    if here is None:
+        calibration = Finding("calibration", f"none yet for {fingerprint}; the first call makes one", False)
+    elif here.damage is not None:
+        calibration = Finding("calibration", f"damaged, the next call makes another: {here.damage}", False)
+    else:
+        calibration = Finding("calibration", f"{here.timings} timings, {here.saved} ({fingerprint})")
+    return [calibration, Finding("cache folder", str(store.directory()))]
 
 
 def _gpu() -> Finding:

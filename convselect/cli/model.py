@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -20,7 +21,10 @@ def calibrate(budget_s: float, threads: int | None, device: str) -> None:
 
     if threads is not None:
         pin_threads(threads)
-    click.echo(convselect.calibrate(budget_s=budget_s, device=device))
+    try:
+        convselect.calibrate(budget_s=budget_s, device=device)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 @click.command()
@@ -35,34 +39,18 @@ def calibrate(budget_s: float, threads: int | None, device: str) -> None:
 @_DEVICE
 def profile(out: Path, shapes: Path | None, budget_s: float | None, threads: int | None, device: str) -> None:
     """Time every primitive on many problems. Stop it at any time: the next run goes on where this one stopped."""
-    import torch
-
     import convselect
     from convselect import profiling
-    from convselect.bench.runner import pin_threads
 
-    if threads is not None:
-        pin_threads(threads)
-    problems = read_problems(shapes) if shapes else profiling.grid()
-    profiling.profile(
-        out, problems, convselect.primitives(device=device), threads=torch.get_num_threads(), budget_s=budget_s
-    )
-
-
-def read_problems(path: Path) -> list[object]:
-    """The problems in a text file: one a line in the grammar of `ConvProblem`; empty lines and # lines do not count."""
-    from convselect.problem import ConvProblem
-
-    problems: list[object] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        text = line.split("#", 1)[0].strip()
-        if not text:
-            continue
-        try:
-            problems.append(ConvProblem.parse(text))
-        except ValueError as error:
-            raise click.UsageError(f"{path}, line {number}: {error}") from error
-    return problems
+    try:
+        problems = profiling.read_problems(shapes) if shapes else None
+        done = profiling.profile(
+            out, problems, convselect.primitives(device=device), threads=threads, budget_s=budget_s
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    rest = "complete" if done.complete else "not complete: run it again to go on"
+    click.echo(f"{out}: {done.timings} timings of {done.problems} problems in {done.seconds:.0f} s, {rest}")
 
 
 @click.command()
@@ -70,6 +58,12 @@ def read_problems(path: Path) -> list[object]:
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The safetensors file.")
 def train(tables: tuple[Path, ...], out: Path) -> None:
     """Fit the cost model to profile tables."""
+    from convselect import profiling
     from convselect.costs.train import train as fit
 
-    click.echo(fit(list(tables), out))
+    operators = [path for table in tables if (path := profiling.operators_path(table)).exists()]
+    try:
+        model = fit(tables, operators=operators, out=out)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(json.dumps(model.info, indent=1))

@@ -1,0 +1,180 @@
+"""The benchmark: its protocol, its report, and a run small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from convselect.bench.networks import from_factory, load, parse_shape, randomise
+from convselect.bench.peers import PEERS, Call, Peer
+from convselect.bench.report import Report, Row, geomean
+from convselect.bench.runner import Protocol, Result, compare, interleave, rel_l2
+from convselect.cli import main
+
+QUICK = Protocol(rounds=2, runs=2, dropped=1)
+
+
+def tiny() -> nn.Module:
+    """What `MODULE:FACTORY` may name."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def broken(model: nn.Module, x: torch.Tensor) -> Call:
+    raise RuntimeError("cannot take it\nand a long trace")
+
+
+def wrong(model: nn.Module, x: torch.Tensor) -> Call:
+    return lambda: torch.full((1, 4), float("nan"))
+
+
+def test_compare_times_checks_and_reports_absence() -> None:
+    peers = [
+        PEERS["eager"], PEERS["eager_nhwc"], Peer("gone", "Gone", broken, ("no_such_package",)),
+        Peer("broken", "Broken", broken), Peer("wrong", "Wrong", wrong),
+    ]  # fmt: skip
+    model = tiny().eval()
+    results = {result.peer: result for result in compare(model, X, peers, QUICK)}
+    assert list(results) == [peer.name for peer in peers]
+    for name in ("eager", "eager_nhwc"):
+        result = results[name]
+        assert result.rel_l2 is not None
+        assert result.rel_l2 < 1e-6
+        assert result.median_ms is not None
+        assert result.min_ms is not None
+        assert 0 < result.min_ms <= result.median_ms
+    assert results["gone"].absent == "Gone is not installed here: `pip install no_such_package`"
+    assert results["broken"].absent == "Broken failed: cannot take it"
+    assert results["wrong"].rel_l2 == math.inf
+
+
+def test_what_convselect_raises_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="cannot take it"):
+        compare(tiny().eval(), X, [Peer("convselect", "convselect", broken)], QUICK)
+
+
+def test_rounds_rotate_and_blocks_stay_together() -> None:
+    order: list[str] = []
+
+    def call(name: str) -> Call:
+        return lambda: order.append(name) or torch.empty(0)  # type: ignore[func-returns-value]
+
+    times = interleave({name: call(name) for name in "abc"}, Protocol(rounds=3, runs=2, dropped=1))
+    assert "".join(order) == "aabbcc" + "bbccaa" + "ccaabb"
+    assert all(len(blocks) == 3 for blocks in times.values())
+
+
+@pytest.mark.parametrize(("runs", "dropped"), [(3, 3), (1, -1)])
+def test_protocol_must_leave_a_run(runs: int, dropped: int) -> None:
+    with pytest.raises(ValueError, match=f"dropped is {dropped}, must be at least 0 and below runs={runs}"):
+        Protocol(runs=runs, dropped=dropped)
+
+
+def test_rel_l2() -> None:
+    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert rel_l2(torch.tensor([3.0, 4.5]), exact) == pytest.approx(0.1)
+    assert rel_l2(torch.tensor([3.0, math.nan]), exact) == math.inf
+    assert rel_l2(torch.tensor([3.0]), exact) == math.inf
+
+
+def test_random_weights_are_sane_and_batch_norms_not_trivial() -> None:
+    models = [tiny(), tiny()]
+    for model in models:
+        randomise(model, torch.randn(2, 3, 8, 8), torch.Generator().manual_seed(1))
+    norm = models[0][1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert not models[0].training
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        assert getattr(norm, name).std() > 1e-3
+    first = [p for model in models[:1] for p in model.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(first, models[1].parameters(), strict=True))
+    assert 0.1 < models[0](X).std() < 10
+
+
+def report() -> Report:
+    results = [
+        [("eager", 20.0), ("onnxruntime", 10.0), ("openvino", None), ("convselect", 5.0)],
+        [("eager", 40.0), ("onnxruntime", None), ("openvino", 8.0), ("convselect", 10.0)],
+    ]
+    rows = [
+        Row(f"net{i}", (1, 3, 8, 8), [Result(p, ms, ms, 1e-6, 1.0, None if ms else f"{p} failed") for p, ms in row])
+        for i, row in enumerate(results)
+    ]
+    labels = {name: name for name, _ in results[0]}
+    return Report("a machine", 2, 1, "convselect bench net0 net1", QUICK, labels, "today", {"torch": "2"}, 0.0, rows)
+
+
+def test_report_ratios() -> None:
+    assert report().ratio(None) == pytest.approx(math.sqrt(2 * 0.8))
+    assert report().ratio("eager") == pytest.approx(4)
+    assert report().ratio("onnxruntime") == pytest.approx(2)
+    assert geomean([2, 8]) == pytest.approx(4)
+
+
+def test_report_round_trip_and_page(tmp_path: Path) -> None:
+    assert Report.from_json(report().to_json()) == report()
+    page = report().to_markdown("plot.png")
+    assert "| net0 | 20.00 | 10.00 |  | **5.00** | 2.00 |" in page
+    assert "| net1 | 40.00 |  | **8.00** | 10.00 | 0.80 |" in page
+    assert "`convselect bench net0 net1`" in page
+    assert "- openvino failed" in page
+    pytest.importorskip("matplotlib")
+    report().plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_against_eager_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "tiny_net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
+    monkeypatch.syspath_prepend(str(folder))
+    arguments = ["--model", "tiny_net:make", "--input", "2x3x8x8", "--against", "eager", "--without-convselect"]
+    paths = ["--json", str(tmp_path / "out.json"), "--markdown", str(tmp_path / "out.md")]
+    threads = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(main, ["bench", *arguments, "--rounds", "1", "--threads", "1", *paths])
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert data["threads"] == 1
+    assert data["rows"][0]["shape"] == [2, 3, 8, 8]
+    assert data["rows"][0]["results"][0]["median_ms"] > 0
+    assert "| tiny_net:make |" in (tmp_path / "out.md").read_text()
+
+
+def test_shapes() -> None:
+    assert parse_shape("1x3x224x224") == (1, 3, 224, 224)
+    for text in ("", "3", "1x", "1x0", "1X3", "-1x3"):
+        with pytest.raises(ValueError, match="must be sizes joined by 'x'"):
+            parse_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tests", "must read MODULE:FACTORY"),
+        ("no_such_module:make", "No module named 'no_such_module'"),
+        ("math:make", "math has no callable named 'make'"),
+        ("builtins:list", "returned list, must return a torch.nn.Module"),
+    ],
+)
+def test_factories_that_are_none(target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_factory(target)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="the networks are torchvision's")
+def test_unknown_network_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        load("resnet_18")

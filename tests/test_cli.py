@@ -1,0 +1,111 @@
+"""The command line: help, wrong usage, and the commands that are quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from convselect.cli import main
+from convselect.cli.doctor import findings
+
+COMMANDS = {"demo", "bench", "explain", "calibrate", "profile", "train", "primitives", "cache", "doctor"}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def output(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_commands() -> None:
+    assert set(main.commands) >= COMMANDS
+    group = main.commands["cache"]
+    assert isinstance(group, click.Group)
+    assert set(group.commands) == {"path", "list", "verify", "clear"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    assert main.commands[name].help
+    assert "Usage:" in output(name, "--help")
+
+
+def test_version() -> None:
+    assert "convselect" in output("--version")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bench", "name a network, or give --model"),
+        ("bench --model torchvision.models:resnet18", "--model and --input go together"),
+        ("bench resnet18 --against onnxruntim", "did you mean 'onnxruntime'"),
+        ("bench resnet18 --threads 100000", "threads is 100000, must be between 1 and"),
+        ("bench --model nothing --input 1x3x8x8 --against eager --without-convselect", "must read MODULE:FACTORY"),
+        ("bench --model math:pi --input 1x3x8 --against eager --without-convselect", "no callable named 'pi'"),
+        ("explain", "give either a network of torchvision or --model"),
+        ("explain resnet18 --model a:b --input 1x1", "give either a network of torchvision or --model"),
+        ("primitives --problem mb1", "'mb1' is not a problem"),
+        ("primitives --device tpu", "'tpu' is not one of"),
+        ("train --out model.safetensors", "Missing argument"),
+        ("profile", "Missing option '--out'"),
+    ],
+)
+def test_wrong_usage(arguments: str, message: str) -> None:
+    result = run(*arguments.split())
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_profile_names_the_line_that_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "shapes.txt").write_text("# none\n\nmb1_g1\n")
+    result = run("profile", "--out", str(tmp_path / "p.parquet"), "--shapes", str(tmp_path / "shapes.txt"))
+    assert result.exit_code == 2
+    assert "line 3: 'mb1_g1' is not a problem" in result.output.replace("\n", "")
+
+
+def test_primitives_lists_the_registry_with_refusals() -> None:
+    import convselect
+
+    text = output("primitives")
+    assert all(primitive.name in text for primitive in convselect.primitives(device="cpu"))
+    asked = output("primitives", "--problem", "mb1_g1ic64ih56iw56oc64oh56ow56kh3kw3sh1sw1ph1pw1dh1dw1")
+    assert "can run it" in asked
+    assert "only 1x1 kernels" in " ".join(asked.split())
+
+
+def test_doctor(cache: Path) -> None:
+    found = {finding.what: finding for finding in findings()}
+    for name in ("convselect", "Python", "torch", "processor", "kernels", "threads", "caches", "GPU", "Triton"):
+        assert found[name].found
+    assert not found["calibration"].present
+    assert found["cache folder"].found == str(cache)
+    text = output("doctor")
+    assert text.count("ok") + text.count("absent") >= len(found)
+
+
+def test_cache_commands(cache: Path) -> None:
+    assert output("cache", "path").replace("\n", "") == str(cache)
+    assert output("cache", "list") == "no entries\n"
+    assert output("cache", "verify") == "every entry is sound\n"
+    cache.mkdir()
+    (cache / "0123456789abcdef.json").write_text("{damaged")
+    damaged = run("cache", "verify")
+    assert damaged.exit_code == 1
+    assert "0123456789abcdef" in damaged.output
+    assert "0123456789abcdef" in output("cache", "list")
+    assert output("cache", "clear") == "removed: 1\n"
+    assert output("cache", "list") == "no entries\n"
