@@ -5,18 +5,21 @@ Arguments are those of `convselect bench`; `make bench` gives the networks.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from convselect.cli import main
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 PEERS = "eager,eager_nhwc,inductor,onnxruntime,openvino"
 
 if __name__ == "__main__":
     defaults = ["--against", PEERS] + [
         text
         for option, name in (("--json", "results.json"), ("--markdown", "RESULTS.md"), ("--plot", "results.png"))
-        for text in (option, str(HERE / name))
+        for text in (option, f"benchmarks/{name}")
     ]
-    main(["bench", *defaults, *sys.argv[1:]])
+    os.chdir(ROOT)
+    sys.argv[1:] = ["bench", *sys.argv[1:], *defaults]
+    main()

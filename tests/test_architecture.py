@@ -14,10 +14,10 @@ PACKAGE = ROOT / "convselect"
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "kernels"}),
-    frozenset({"layout", "problem", "plan", "options", "progress"}),
+    frozenset({"layout", "problem", "plan", "progress"}),
     frozenset({"machine", "picture"}),
     frozenset({"primitive", "explain"}),
-    frozenset({"timing", "transforms"}),
+    frozenset({"timing", "transforms", "options"}),
     frozenset({"primitives", "costs", "selection"}),
     frozenset({"graph", "operator_timing"}),
     frozenset({"profiling", "calibration", "runtime"}),

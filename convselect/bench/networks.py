@@ -107,8 +107,9 @@ def from_factory(target: str) -> nn.Module:
 def randomise(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:
     """Draw He weights and batch-norm parameters that are not trivial, in place; leaves `model` in eval mode.
 
-    The running statistics are those of `sample` off by up to a quarter, so activations neither grow nor vanish with
-    depth and a batch norm that is folded wrongly changes the output.
+    A batch norm divides by the root mean square over all channels of what `sample` brings to it, off by up to an
+    eighth, so that activations neither grow nor vanish with depth; and it subtracts a tenth of that at random.
+    Statistics of each channel would magnify rounding: behind random weights some channels are nearly constant, or zero.
     """
 
     def normal(tensor: torch.Tensor, mean: float, deviation: float) -> None:
@@ -117,27 +118,27 @@ def randomise(model: nn.Module, sample: torch.Tensor, generator: torch.Generator
     def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
         tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
 
+    def set_statistics(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+            rms = args[0].square().mean().sqrt()
+            normal(norm.running_mean, 0.0, 0.1)
+            norm.running_mean.mul_(rms)
+            uniform(norm.running_var, 0.75, 1.25)
+            norm.running_var.mul_(rms.square())
+
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = []
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            fan_in = module.weight[0].numel()
             gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
-            normal(module.weight, 0.0, math.sqrt(gain / fan_in))
+            normal(module.weight, 0.0, math.sqrt(gain / module.weight[0].numel()))
             if module.bias is not None:
                 normal(module.bias, 0.0, 0.05)
-    for norm in norms:
-        if norm.affine:
-            uniform(norm.weight, 0.5, 1.5)
-            normal(norm.bias, 0.0, 0.1)
-        norm.train()
-        norm.momentum = 1.0
+        elif isinstance(module, nn.BatchNorm2d):
+            if module.affine:
+                uniform(module.weight, 0.5, 1.5)
+                normal(module.bias, 0.0, 0.1)
+            hooks.append(module.register_forward_pre_hook(set_statistics))
     model(sample)
-    model.eval()
-    for norm in norms:
-        norm.momentum = 0.1
-        if norm.running_mean is None or norm.running_var is None:
-            continue
-        scale = torch.rand(norm.running_var.shape, generator=generator) * 0.5 + 0.75
-        norm.running_mean.addcmul_(norm.running_var.sqrt(), scale - 1.0)
-        norm.running_var.mul_(scale).add_(1e-3)
+    for hook in hooks:
+        hook.remove()

@@ -99,33 +99,35 @@ class Report:
             f"{protocol.runs} times in a row, and the median of the last {protocol.runs - protocol.dropped} counts: "
             "the worker threads of the system before are still spinning during the first runs.",
             "",
-            *self._table(),
+            *self._table("median_ms"),
             "",
         ]
         lines += [f"- {text}" for text in self._ratios()]
         if plot:
             lines += ["", f"![Speed-up over eager]({plot})"]
-        lines += ["", "## Error", "", *self._errors(), ""]
+        lines += ["", "## Quietest round", "", *self._table("min_ms"), "", "## Error", "", *self._errors(), ""]
         missing = sorted({r.absent for row in self.rows for r in row.results if r.absent})
         if missing:
             lines += ["## Not timed", "", *[f"- {text}" for text in missing], ""]
         return "\n".join(lines)
 
-    def _table(self) -> list[str]:
+    def _table(self, statistic: str) -> list[str]:
+        """Rows of `median_ms` or `min_ms`, the least of each in bold."""
         names = list(self.labels)
         fastest = OURS in names
         head = ["network", *[self.labels[name] for name in names]] + (["fastest peer / ours"] if fastest else [])
         lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in self.rows:
-            best = min((r.median_ms for r in row.results if r.median_ms is not None), default=None)
+            times = {r.peer: ms for r in row.results if (ms := getattr(r, statistic)) is not None}
+            best = min(times.values(), default=None)
             cells = [row.network]
             for name in names:
-                ms = row.median_ms(name)
+                ms = times.get(name)
                 text = "" if ms is None else f"{ms:.2f}"
                 cells.append(f"**{text}**" if ms is not None and ms == best else text)
             if fastest:
-                ours, peer = row.median_ms(OURS), row.fastest_peer_ms()
-                cells.append(f"{peer / ours:.2f}" if ours is not None and peer is not None else "")
+                ours = times.pop(OURS, None)
+                cells.append(f"{min(times.values()) / ours:.2f}" if ours is not None and times else "")
             lines.append(_line(cells))
         return lines
 

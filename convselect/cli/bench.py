@@ -64,7 +64,7 @@ def bench(
         raise click.UsageError("name a network, or give --model")
     check_model(model, shape)
     options = {"accuracy": accuracy, "calibrate": calibrate, "select": select, "remainder": remainder}
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         pin_threads(threads)
         peers = chosen_peers(against, None if without_convselect else options)
