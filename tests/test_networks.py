@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import convselect
 from convselect.bench.networks import DEFAULT, build
 from convselect.runtime import run_graphs
 
-pytest.importorskip("torchvision", reason="the networks are torchvision's")
+pytestmark = pytest.mark.skipif(find_spec("torchvision") is None, reason="the networks are torchvision's")
 
 BOUNDS = {"default": 2e-5, "strict": 3e-6}
 """rel-L2 at the logits."""
