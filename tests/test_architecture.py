@@ -16,7 +16,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "kernels"}),
     frozenset({"layout", "problem", "plan", "progress"}),
     frozenset({"machine", "picture"}),
-    frozenset({"primitive", "explain"}),
+    frozenset({"primitive", "explanation"}),
     frozenset({"timing", "transforms", "options"}),
     frozenset({"primitives", "costs", "selection"}),
     frozenset({"graph", "operator_timing"}),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convselect.explain import Explanation
+from convselect.explanation import Explanation
 from convselect.picture import order
 from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan
 from convselect.problem import ConvProblem
@@ -147,16 +147,6 @@ def test_page_is_whole_and_self_contained(plan: Plan, tmp_path: Path) -> None:
     assert page.titles == 1 + 2 * len(plan.layers) + len(plan.operators) + len(plan.transforms)
     assert "resnet&lt;18&gt;" in text
     assert "a processor &lt;&amp; co&gt;" in text
-
-
-def test_merged_plans_add_up() -> None:
-    plan = resnet_like(True)
-    both = Explanation.merged([plan, plan])
-    assert both.layers == plan.layers * 2
-    assert both.total_predicted_ms == 2 * plan.total_predicted_ms
-    assert Explanation.merged([plan]).plan == plan
-    with pytest.raises(ValueError, match="plans is empty"):
-        Explanation.merged([])
 
 
 def test_empty_plan(tmp_path: Path) -> None:

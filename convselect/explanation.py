@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from convselect.picture import page
@@ -24,32 +22,6 @@ class Explanation:
     def __init__(self, plan: Plan, title: str = "network") -> None:
         self.plan = plan
         self.title = title
-
-    @classmethod
-    def merged(cls, plans: Sequence[Plan], title: str = "network") -> Explanation:
-        """One explanation of several graphs that ran one after another, as a model that capture split does.
-
-        Raises `ValueError` where there is none.
-        """
-        if not plans:
-            raise ValueError("plans is empty, must hold the plan of at least one graph")
-        if len(plans) == 1:
-            return cls(plans[0], title)
-        first = plans[0]
-        return cls(
-            dataclasses.replace(
-                first,
-                calibrated=all(plan.calibrated for plan in plans),
-                layers=tuple(layer for plan in plans for layer in plan.layers),
-                transforms=tuple(transform for plan in plans for transform in plan.transforms),
-                operators=tuple(operator for plan in plans for operator in plan.operators),
-                total_predicted_ms=sum(plan.total_predicted_ms for plan in plans),
-                gap_ms=sum(plan.gap_ms for plan in plans),
-                select_ms=sum(plan.select_ms for plan in plans),
-                edges=tuple(edge for plan in plans for edge in plan.edges),
-            ),
-            title,
-        )
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
