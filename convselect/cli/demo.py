@@ -16,7 +16,7 @@ def demo(threads: int | None, rounds: int, html_path: Path | None) -> None:
     """Compile ResNet-18 at 1x3x224x224 and compare it with eager and with Inductor."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print("[bold]1. A network[/]: torchvision's ResNet-18, random weights, input 1x3x224x224")
     import torch
 
