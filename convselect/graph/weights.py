@@ -39,7 +39,8 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
             needed.add(node)
             stack.extend(node.all_input_nodes)
     assert needed <= constant
-    copy, copies, positions = Graph(), {}, []
+    copy, copies = Graph(), {}
+    positions: list[int] = []
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         if node in needed:
             positions.append(position)
