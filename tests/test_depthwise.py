@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,18 +72,14 @@ def test_integers_are_exact(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["relu", "silu"])
 @pytest.mark.parametrize("name", NAMES)
-def test_threads_do_not_change_the_result(name: str, kind: str) -> None:
+def test_threads_do_not_change_the_result(name: str, kind: str, set_threads: Callable[[int], None]) -> None:
     """With 7x7 maps, whose channels are split over the threads, and activations inside and after the kernel."""
     p = problem(1, 330, 7, 7, kh=5, kw=5, ph=2, pw=2)
     src, weight = randn(1, 330, 7, 7), randn(330, 1, 5, 5, seed=1)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(run(name, p, src, weight, kind))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        results.append(run(name, p, src, weight, kind))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -69,16 +70,12 @@ def test_maps_of_every_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", F2 + F4)
-def test_threads_do_not_change_the_result(name: str) -> None:
+def test_threads_do_not_change_the_result(name: str, set_threads: Callable[[int], None]) -> None:
     src, weight = randn(1, 33, 30, 29), randn(70, 33, 3, 3, seed=1)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(run(name, src, weight, 1))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        results.append(run(name, src, weight, 1))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
