@@ -56,9 +56,8 @@ void pixels(const Pixels& b) {
     for (int i = 0; i < ROWS * COLUMNS; ++i) window[i] = b.window[i];
   const int64_t channels = b.channels, src_row = b.src_row, dst_row = b.dst_row, c_end = b.c_end;
   auto at_channel = [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-    auto get = [&](const float* from) __attribute__((always_inline)) {
-      return lanes == VL ? load(from) : load_part(from, lanes);
-    };
+    auto get = [&](const float* from)
+                   __attribute__((always_inline)) { return lanes == VL ? load(from) : load_part(from, lanes); };
     const float* const packed = b.packed + c * TAPS;
     Vec acc[PY][PX];
     const Vec start = bias ? get(bias + c) : Vec{};
@@ -118,7 +117,8 @@ void any_pixel(int64_t taps, const Pixels& b) {
   for (int64_t c = b.c_begin; c < b.c_end; c += VL) {
     const int64_t lanes = min_of(VL, b.c_end - c);
     const bool whole = lanes == VL;
-    auto get = [&](const float* from) __attribute__((always_inline)) { return whole ? load(from) : load_part(from, lanes); };
+    auto get = [&](const float* from)
+                   __attribute__((always_inline)) { return whole ? load(from) : load_part(from, lanes); };
     Vec acc = b.epilogue->bias ? get(b.epilogue->bias + c) : Vec{};
     for (int64_t t = 0; t < taps; ++t) acc += load(b.packed + c * taps + t * VL) * get(b.window[t] + c);
     if (b.residual) acc += get(b.residual + c);
@@ -135,10 +135,14 @@ struct Block {
   int64_t k, s, py, px;
   PixelsFn fn[2][2];  // [py rows at once, one row][inside, padded]
 };
-#define CS_BLOCK(K, S, PY, PX)                                           \
-  {K, S, PY, PX,                                                         \
-   {{pixels<K, S, PY, PX, false>, pixels<K, S, PY, PX, true>},           \
-    {pixels<K, S, 1, PX, false>, pixels<K, S, 1, PX, true>}}}
+#define CS_BLOCK(K, S, PY, PX)                                     \
+  {                                                                \
+    K, S, PY, PX, {                                                \
+      {pixels<K, S, PY, PX, false>, pixels<K, S, PY, PX, true>}, { \
+        pixels<K, S, 1, PX, false>, pixels<K, S, 1, PX, true>      \
+      }                                                            \
+    }                                                              \
+  }
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
 constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 2, 4), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 4)};
 #else
@@ -183,7 +187,8 @@ void run_nhwc(const Call& call) {
       return y >= 0 && y < p.ih && x >= 0 && x < p.iw ? image + (y * p.iw + x) * channels : zeros;
     };
     for (int64_t y = y0; y < y0 + rows; y += step) {
-      const int64_t top = y * p.sh - p.ph, window_rows = (step - 1) * p.sh + p.kh, window_columns = (px - 1) * p.sw + p.kw;
+      const int64_t top = y * p.sh - p.ph, window_rows = (step - 1) * p.sh + p.kh,
+                    window_columns = (px - 1) * p.sw + p.kw;
       const bool inside = top >= 0 && top + window_rows <= p.ih;
       for (int64_t i = 0; i * px < ow;) {
         const int64_t x = min_of(i * px, ow - px);  // the last block overlaps the one before it
@@ -311,7 +316,8 @@ void flat(const float* from, const int64_t* shift, const float* w, int64_t taps,
 }
 
 typedef void (*FlatFn)(const float*, const int64_t*, const float*, int64_t, float, float*);
-const FlatFn FLAT[Phases::BLOCK + 1] = {nullptr, flat<1>, flat<2>, flat<3>, flat<4>, flat<5>, flat<6>, flat<7>, flat<8>};
+const FlatFn FLAT[Phases::BLOCK + 1] = {nullptr, flat<1>, flat<2>, flat<3>, flat<4>,
+                                        flat<5>, flat<6>, flat<7>, flat<8>};
 
 // Rows of flat output to dst, with the epilogue.
 void finish_rows(const Call& call, const float* chunk, int64_t pitch, int64_t at, int64_t rows, int64_t ow) {

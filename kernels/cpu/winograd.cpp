@@ -10,6 +10,11 @@
 //         that V and M stay in L2; U, read once a task, is prefetched from L3 under the arithmetic.
 // staged  each stage is one parallel loop over the whole image: reads U once in all, for the deep layers with few
 //         tiles, where a task of the fused schedule would be short of rows or threads short of tasks.
+//
+// Floor, 64x224x224 -> 64 on one core of a Zen 5 (235 GFLOP/s): products 3.9 ms, transforms 0.9 ms when V and M are in
+// L2 (64-byte lines in and out of it, not arithmetic, bound them), src and dst 0.4 ms; measured 5.7 ms, of which
+// src 1.0 (latency of L3). NCHW has no variants: gathering 16 channels of a tile from 16 planes costs as much as the
+// layout transform, which the plan can share between layers.
 #include "activation.h"
 #include "families.h"
 #include "gemm.h"
@@ -86,8 +91,8 @@ void transform_src(const Call& call, const Tiling& tiling, int64_t begin, int64_
         for (int i = 0; i < F::IN; ++i)
 #pragma GCC unroll 6
           for (int j = 0; j < F::OUT; ++j) __builtin_prefetch(ahead + i * row + j * p.ic, 0, 3);
-        F::input_tile([&](int i, int j) __attribute__((always_inline)) { return load(from + i * row + j * p.ic); }, v + c,
-                      plane);
+        F::input_tile([&](int i, int j) __attribute__((always_inline)) { return load(from + i * row + j * p.ic); },
+                      v + c, plane);
       }
     for (; c < p.ic; c += VL) {  // tiles over the edge and the last channels: by a copy filled up with zeros
       Vec copy[F::IN][F::IN];
@@ -189,7 +194,8 @@ void multiply(const float* v, int64_t ld_v, const float* u, int64_t k, int64_t n
   const int64_t tiles = ceil_div(rows, MR);
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = i * rows / tiles, end = (i + 1) * rows / tiles;
-    TILES[end - begin][nv](v + begin * ld_v, ld_v, u, k, m + begin * ld_m, ld_m, i * 16 < nv * VL ? next + i * k * 16 : u);
+    TILES[end - begin][nv](v + begin * ld_v, ld_v, u, k, m + begin * ld_m, ld_m,
+                           i * 16 < nv * VL ? next + i * k * 16 : u);
   }
 }
 

@@ -1,11 +1,12 @@
-// The transforms of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), one register of channels at a time.
+// The transforms of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), one register of channels at a
+// time.
 //
 // An F(m x m, 3x3) computes a tile of m x m outputs from r x r inputs, r = m + 2:
 //   Y = A^T [ (G g G^T) . (B^T d B) ] A,  summed over the input channels between the brackets.
-// A^T, G and B^T are Cook and Toom's for the points of the struct and infinity: with m_i(x) the product of (x - p_l)
-// over all l but i, row i of A^T's transpose is [1, p_i, .., p_i^(m-1)], row i of G is [1, p_i, p_i^2] / m_i(p_i), and
-// row i of B^T holds the coefficients of m_i; infinity's rows are the leading coefficients, those of B^T the whole
-// product's.
+// A^T, G and B^T are Cook and Toom's for the points p_i of the struct and infinity. With m_i(x) the product of (x -
+// p_l) over all l but i: column i of A^T is [1, p_i, .., p_i^(m-1)], row i of G is [1, p_i, p_i^2] / m_i(p_i), and row
+// i of B^T holds the coefficients of m_i(x). For infinity they are the last unit vectors and the coefficients of the
+// product over all points.
 #pragma once
 #include "vec.h"
 
@@ -57,7 +58,7 @@ struct F4x3 {
   static constexpr int OUT = 4, IN = 6;
   static constexpr double P = 0.625, Q = 1.5, PP = P * P, QQ = Q * Q;
   static constexpr double NP = 2 * PP * (PP - QQ), NQ = 2 * QQ * (QQ - PP);  // m_i(p_i) of +-P, of +-Q
-  static constexpr double G[IN][3] = {{1 / (PP * QQ), 0, 0},       {1 / NP, P / NP, PP / NP}, {1 / NP, -P / NP, PP / NP},
+  static constexpr double G[IN][3] = {{1 / (PP * QQ), 0, 0},     {1 / NP, P / NP, PP / NP},  {1 / NP, -P / NP, PP / NP},
                                       {1 / NQ, Q / NQ, QQ / NQ}, {1 / NQ, -Q / NQ, QQ / NQ}, {0, 0, 1}};
 
   static constexpr float p = P, q = Q, pp = PP, qq = QQ, ppp = P * PP, qqq = Q * QQ, sum = PP + QQ, product = PP * QQ;
