@@ -88,6 +88,7 @@ def random_problems(count: int) -> list[ConvProblem]:
 
 def shrunk(p: ConvProblem) -> ConvProblem:
     """`p` with less batch, then fewer pixels, then fewer channels, until float64 computes it in no time."""
+
     def fits(size: int, kernel: int, dilation: int) -> bool:
         return size > max(16, 2 * dilation * kernel)
 
@@ -148,9 +149,7 @@ class Data:
         self.conv = self.convolve(p, self.src)
 
     def convolve(self, p: ConvProblem, src: torch.Tensor) -> torch.Tensor:
-        return torch.conv2d(
-            src.double(), self.weight.double(), None, (p.sh, p.sw), (p.ph, p.pw), (p.dh, p.dw), p.g
-        )
+        return torch.conv2d(src.double(), self.weight.double(), None, (p.sh, p.sw), (p.ph, p.pw), (p.dh, p.dw), p.g)
 
     @property
     def sum(self) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from convselect.layout import Layout, dense
@@ -60,9 +62,8 @@ class OneDnn(Primitive):
         p = problem
         # The layout of the weights depends on src's size, and on its memory format by way of the weight's.
         dense = weight.detach().clone(memory_format=self.src_layout.memory_format)
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-            dense.to_mkldnn(), (p.ph, p.pw), (p.sh, p.sw), (p.dh, p.dw), p.g, (p.mb, p.ic, p.ih, p.iw)
-        )
+        reorder: Callable[..., torch.Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the size
+        return reorder(dense.to_mkldnn(), [p.ph, p.pw], [p.sh, p.sw], [p.dh, p.dw], p.g, [p.mb, p.ic, p.ih, p.iw])
 
     def run(
         self,
@@ -78,9 +79,7 @@ class OneDnn(Primitive):
         src = dense(src, self.src_layout)  # oneDNN reads the layout off the strides
         if residual is None:
             attribute, algorithm = _FUSED[activation.kind]
-            dst = _OPS._convolution_pointwise(
-                src, packed, bias, *geometry, attribute, _scalars(activation), algorithm
-            )
+            dst = _OPS._convolution_pointwise(src, packed, bias, *geometry, attribute, _scalars(activation), algorithm)
         else:
             relu = activation.kind == "relu"
             dst = _OPS._convolution_pointwise.binary(

@@ -18,8 +18,8 @@ void pack(const Problem& p, const float* weight, float* packed) {
   const int64_t k = p.ic / p.g, n = p.oc / p.g, taps = p.taps();
   const ColumnGroups groups(n);
   for (int64_t i = 0; i < p.g; ++i)
-    pack_columns(groups, weight + i * n * k * taps, k, taps, k * taps, packed + i * groups.packed_floats(taps * k), taps,
-                 1);
+    pack_columns(groups, weight + i * n * k * taps, k, taps, k * taps, packed + i * groups.packed_floats(taps * k),
+                 taps, 1);
 }
 
 // --- direct_nhwc: a tap for each kernel element
@@ -42,8 +42,7 @@ void run_nhwc(const Call& call) {
   for_tasks(call.parallel, p.g * grid.count(), [&](int64_t i, int64_t slot) {
     const int64_t group = i / grid.count(), task = i % grid.count();
     const int64_t begin = grid.row_begin(task), end = grid.row_end(task);
-    const float** a =
-        reinterpret_cast<const float**>(call.workspace + zeros_floats(p) + slot * pointers_floats(p));
+    const float** a = reinterpret_cast<const float**>(call.workspace + zeros_floats(p) + slot * pointers_floats(p));
     row_pointers(p, call.src, group * k, zeros, begin, end, a);
     const Epilogue& e = call.epilogue;
     const Epilogue own{e.bias ? e.bias + group * n : nullptr, nullptr, e.act, e.alpha, e.beta};
@@ -63,9 +62,9 @@ void run_nhwc(const Call& call) {
 
 // --- direct_padded: a tap for each kernel row, on a copy with borders
 //
-// In NHWC without dilation the kw * ic floats under one kernel row lie side by side, if the borders exist. A task copies
-// the rows of src that it needs; a copy from NCHW exchanges the dimensions on the way. Meant for first layers, where ic
-// alone would make a very short k.
+// In NHWC without dilation the kw * ic floats under one kernel row lie side by side, if the borders exist. A task
+// copies the rows of src that it needs; a copy from NCHW exchanges the dimensions on the way. Meant for first layers,
+// where ic alone would make a very short k.
 
 struct Band {  // output rows of a task
   int64_t rows, step, bands, width, floats, pointers;

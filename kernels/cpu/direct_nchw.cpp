@@ -1,9 +1,9 @@
-// Direct convolution in NCHW: the weights times rows of pixels, read from a copy of src in which the pixels under one tap
-// lie side by side for all outputs.
+// Direct convolution in NCHW: the weights times rows of pixels, read from a copy of src in which the pixels under one
+// tap lie side by side for all outputs.
 //
 // The copy has borders and splits each plane by phase: [ic][sh][sw][hq][wq], element (a, b, i, j) = plane(i * sh + a,
-// j * sw + b). Tap (ky, kx) of output (y, x) is then at f + y * wq + x with f fixed by the tap, so that several rows make
-// one long row of columns; the wq - ow columns between two rows are computed and dropped.
+// j * sw + b). Tap (ky, kx) of output (y, x) is then at f + y * wq + x with f fixed by the tap, so that several rows
+// make one long row of columns; the wq - ow columns between two rows are computed and dropped.
 #include "families.h"
 #include "gemm.h"
 #include "parallel.h"

@@ -136,16 +136,24 @@ void tile(const Tile& t) {
 }
 
 typedef void (*TileFn)(const Tile&);
-#define CS_ROW(MR) {nullptr, tile<MR, 1>, tile<MR, 2>
-#define CS_ROW4(MR) CS_ROW(MR), tile<MR, 3>, tile<MR, 4>}
-#define CS_ROW3(MR) CS_ROW(MR), tile<MR, 3>, nullptr}
-#define CS_ROW2(MR) CS_ROW(MR)}
+#define CS_ROW(MR) \
+  {                \
+    nullptr, tile<MR, 1>, tile<MR, 2>
+#define CS_ROW4(MR)                    \
+  CS_ROW(MR), tile<MR, 3>, tile<MR, 4> \
+  }
+#define CS_ROW3(MR)                \
+  CS_ROW(MR), tile<MR, 3>, nullptr \
+  }
+#define CS_ROW2(MR) \
+  CS_ROW(MR)        \
+  }
 #define CS_ROW1(MR) {nullptr, tile<MR, 1>, nullptr}
 #if defined(__AVX512F__) || defined(__aarch64__)
-const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},          CS_ROW4(1), CS_ROW4(2), CS_ROW4(3), CS_ROW4(4),
+const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},         CS_ROW4(1), CS_ROW4(2), CS_ROW4(3), CS_ROW4(4),
                                               CS_ROW4(5), CS_ROW4(6), CS_ROW3(7), CS_ROW3(8)};
 #else
-const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},          CS_ROW2(1), CS_ROW2(2), CS_ROW2(3), CS_ROW2(4),
+const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},         CS_ROW2(1), CS_ROW2(2), CS_ROW2(3), CS_ROW2(4),
                                               CS_ROW2(5), CS_ROW2(6), CS_ROW1(7), CS_ROW1(8)};
 #endif
 
@@ -162,7 +170,7 @@ void down(Tile t, int64_t m, int nv, bool prefetch) {
     t.c = c + begin * t.ldc;
     if (residual) t.residual = residual + begin * t.ldc;
     if (row_bias) t.row_bias = row_bias + begin;
-    if (prefetch)
+    if (prefetch && t.k_end - t.k_begin >= 64)  // short rows lie close together: prefetching cost first layers 6-15%
       for (int64_t tap = 0; tap < t.taps; ++tap)
         for (int64_t r = end; r < min_of(m, end + (end - begin)); ++r)
           for (int64_t x = t.k_begin; x < t.k_end; x += 16) __builtin_prefetch(a[tap * t.tap_stride + r] + x);

@@ -26,8 +26,7 @@ constexpr int64_t K_BLOCK = 1024;
 // registers [begin(i), begin(i + 1)), and is stored [k][registers][VL].
 struct ColumnGroups {
   int64_t columns, registers, groups;
-  explicit ColumnGroups(int64_t n)
-      : columns(n), registers(ceil_div(n, VL)), groups(ceil_div(registers, NV_MAX)) {}
+  explicit ColumnGroups(int64_t n) : columns(n), registers(ceil_div(n, VL)), groups(ceil_div(registers, NV_MAX)) {}
   int64_t begin(int64_t i) const { return i * registers / groups; }
   int64_t packed_floats(int64_t k) const { return registers * VL * k; }
 };
@@ -48,7 +47,7 @@ struct Gemm {
   const float* b;         // from pack_columns
   float* c;               // C[i][n] at c[i * ldc + n]
   int64_t ldc;
-  const float* residual;    // indexed as c, or null
+  const float* residual;     // indexed as c, or null
   const Epilogue* epilogue;  // bias indexed by column; null: none, and `accumulate` decides about C's old value
   bool accumulate;
 };
@@ -73,8 +72,8 @@ struct GemmRowMajor {
   const int64_t* b_taps = nullptr;  // null: t * k * ldb
 };
 
-// `edge` is scratch of taps * k * VL floats, for the last columns of a B whose rows do not end on a whole register; null
-// if each row of B can be read on to the end of its last register.
+// `edge` is scratch of taps * k * VL floats, for the last columns of a B whose rows do not end on a whole register;
+// null if each row of B can be read on to the end of its last register.
 void gemm_row_major(const GemmRowMajor&, float* edge);
 
 }  // namespace convselect::CONVSELECT_ISA

@@ -18,8 +18,8 @@ void pack_row(const Problem& p, const float* weight, float* packed) {
   const int64_t k = p.ic / p.g, n = p.oc / p.g, taps = p.taps();
   const ColumnGroups groups(n);
   for (int64_t i = 0; i < p.g; ++i)
-    pack_columns(groups, weight + i * n * k * taps, k, taps, k * taps, packed + i * groups.packed_floats(taps * k), taps,
-                 1);
+    pack_columns(groups, weight + i * n * k * taps, k, taps, k * taps, packed + i * groups.packed_floats(taps * k),
+                 taps, 1);
 }
 
 struct RowTile {

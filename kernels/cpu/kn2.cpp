@@ -1,6 +1,6 @@
-// A convolution as the sum over its taps of 1x1 convolutions, each shifted (Anderson et al., arXiv 1709.03395: kn2row and
-// kn2col, accumulating). A task keeps the product of one tap in its workspace and adds it to its band of dst, so that
-// src is read in place and memory does not grow with the taps. Stride 1.
+// A convolution as the sum over its taps of 1x1 convolutions, each shifted (Anderson et al., arXiv 1709.03395: kn2row
+// and kn2col, accumulating). A task keeps the product of one tap in its workspace and adds it to its band of dst, so
+// that src is read in place and memory does not grow with the taps. Stride 1.
 #include "families.h"
 #include "gemm.h"
 #include "parallel.h"

@@ -1,4 +1,5 @@
-// How the matrix-based families with NHWC dst walk over the output pixels: pixel q = (n * oh + y) * ow + x is row q of C.
+// How the matrix-based families with NHWC dst walk over the output pixels: pixel q = (n * oh + y) * ow + x is row q of
+// C.
 #pragma once
 #include "gemm.h"
 #include "parallel.h"
@@ -21,8 +22,8 @@ struct TaskGrid {
   int64_t group_end(int64_t task) const { return (task / row_tasks + 1) * groups / column_tasks; }
 };
 
-// Calls f(n, y, x, i, count) for each run of pixels [x, x + count) of one output row (n, y) within [begin, end); i counts
-// pixels from begin.
+// Calls f(n, y, x, i, count) for each run of pixels [x, x + count) of one output row (n, y) within [begin, end); i
+// counts pixels from begin.
 template <class F>
 CS_INLINE void for_runs(int64_t oh, int64_t ow, int64_t begin, int64_t end, const F& f) {
   int64_t n = begin / (oh * ow), y = begin / ow % oh, x = begin % ow;
