@@ -57,9 +57,7 @@ def compile(
         raise TypeError(f"model is {model!r} ({type(model).__name__}), must be a torch.nn.Module")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
-            raise ValueError(
-                f"{name!r} is not initialised; run the model once on an example input before compiling it"
-            )
+            raise ValueError(f"{name!r} is not initialised; run the model once on an example input before compiling it")
     options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, strict)
     compiled: Callable[..., Any] = torch.compile(model, backend=Backend(options), dynamic=dynamic)
     return compiled
@@ -80,7 +78,9 @@ def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:
             f"{type(fast).__name__} ran no graph compiled by convselect; "
             'pass the result of convselect.compile(model) or torch.compile(model, backend="convselect")'
         )
-    return Explanation(merged([graph.measured_plan(args) for graph, args in ran]), type(getattr(fast, "_orig_mod", fast)).__name__)
+    return Explanation(
+        merged([graph.measured_plan(args) for graph, args in ran]), type(getattr(fast, "_orig_mod", fast)).__name__
+    )
 
 
 def calibrate(budget_s: float = 2.0, device: str = "cpu") -> None:

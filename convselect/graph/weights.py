@@ -27,9 +27,9 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     for node in graph.nodes:
         if node.target in (convolution, scale_shift):
             src, *operands = node.args
-            node.meta["constants"] = positions = []
+            kept = node.meta["constants"] = []
             for operand in operands[:2]:
-                positions.append(None if operand is None else len(wanted))
+                kept.append(None if operand is None else len(wanted))
                 wanted += [] if operand is None else [operand]
             node.args = (src, None, None, *operands[2:])
     needed, stack = set(), list(wanted)
@@ -81,6 +81,7 @@ class Constants:
                     self._state = _State(statics, pack(self._fold, self._prepacks, statics))
                 state = self._state
         return state.packed
+
 
 class _State:
     """What was packed from which tensors.
