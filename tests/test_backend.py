@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -290,7 +291,7 @@ def test_memory_is_bounded_or_refused() -> None:
     plan = run_graphs(fast, [x])[0][0].plan
     assert plan.packed_bytes + plan.workspace_bytes <= bound * 2**20
     assert plan.total_predicted_ms >= free.total_predicted_ms
-    with torch.inference_mode(), pytest.raises(Exception, match="memory_mb is 0.001"):
+    with torch.inference_mode(), pytest.raises(Exception, match=r"memory_mb is 0\.001"):
         compiled(model, memory_mb=0.001)(x)
 
 
@@ -317,9 +318,8 @@ def test_strict_accuracy_excludes_the_less_accurate() -> None:
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], words: list[str]) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
         convselect.compile(block(), **options)
-    assert all(word in str(error.value) for word in words)
 
 
 def test_an_unknown_option_names_the_nearest() -> None:

@@ -34,7 +34,7 @@ def convolution(
 
 
 def scale_shift(src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """The graph's node for `activation(src * scale + shift)` by channel; `meta["activation"]` says which. Never called."""
+    """The node for `activation(src * scale + shift)` by channel; `meta["activation"]` says which. Never called."""
     raise NotImplementedError("a batch norm that was not lowered")
 
 
@@ -91,7 +91,7 @@ def _is_random(node: Node) -> bool:
 
 
 def find_convolutions(graph: Graph, constant: set[Node]) -> list[Unconverted]:
-    """Replaces each two-dimensional `aten.convolution` that primitives may take by `convolution`; returns the others."""
+    """Replaces each `aten.convolution` that primitives may take by `convolution`; returns the others."""
     others = []
     seen: Counter[str] = Counter()
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):

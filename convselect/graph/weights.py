@@ -57,7 +57,7 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
 def pack(
     fold: GraphModule, prepacks: Sequence[Prepack | None], statics: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
-    """The results of `fold`, each packed by its `prepacks[i]`; None copies (biases), so that nothing aliases a weight."""
+    """The results of `fold`, each packed by its `prepacks[i]`; None copies, so that nothing aliases a weight."""
     return tuple(
         value.detach().clone() if prepack is None else prepack(value.detach())
         for value, prepack in zip(fold(*statics), prepacks, strict=True)
