@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from convselect import kernels
+import convselect.kernels as kernels
 
 
 @dataclass(frozen=True)

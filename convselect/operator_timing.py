@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from convselect import kernels  # noqa: F401  (loads the operators)
+import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.layout import Layout
 from convselect.timing import Run, interleaved, robust_ms
 

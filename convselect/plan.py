@@ -105,8 +105,7 @@ def merged(plans: Sequence[Plan]) -> Plan:
     def chain(name: str) -> tuple[Any, ...]:
         return tuple(item for plan in plans for item in getattr(plan, name))
 
-    return replace(
-        plans[0],
-        **{name: chain(name) for name in ("layers", "transforms", "operators", "edges")},
-        **{name: sum(getattr(plan, name) for plan in plans) for name in ("total_predicted_ms", "gap_ms", "select_ms")},
-    )
+    changes: dict[str, Any] = {name: chain(name) for name in ("layers", "transforms", "operators", "edges")}
+    for name in ("total_predicted_ms", "gap_ms", "select_ms"):
+        changes[name] = sum(getattr(plan, name) for plan in plans)
+    return replace(plans[0], **changes)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from convselect import kernels  # noqa: F401  (loads the operators)
+import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.layout import Layout
 from convselect.machine import Machine
 from convselect.primitive import ACTIVATIONS, Activation, Primitive

@@ -46,7 +46,7 @@ class OneDnn(Primitive):
         self.src_layout = self.dst_layout = layout
 
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
-        if not torch.backends.mkldnn.is_available():
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return "this build of torch has no oneDNN"
         return all_padding(problem)
 
@@ -60,7 +60,7 @@ class OneDnn(Primitive):
         p = problem
         # The layout of the weights depends on src's size, and on its memory format by way of the weight's.
         dense = weight.detach().clone(memory_format=self.src_layout.memory_format)
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(
+        return torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
             dense.to_mkldnn(), (p.ph, p.pw), (p.sh, p.sw), (p.dh, p.dw), p.g, (p.mb, p.ic, p.ih, p.iw)
         )
 
