@@ -39,18 +39,22 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
             needed.add(node)
             stack.extend(node.all_input_nodes)
     assert needed <= constant
+<<<<<<< HEAD
     copy, copies = Graph(), {}
     positions: list[int] = []
+=======
+    copy, copies, kept = Graph(), {}, []
+>>>>>>> wt-E
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         if node in needed:
-            positions.append(position)
+            kept.append(position)
             copies[node] = copy.placeholder(node.name)
     for node in graph.nodes:
         if node in needed and node.op != "placeholder":
             copies[node] = copy.node_copy(node, lambda n: copies[n])
     copy.output(tuple(copies[node] for node in wanted))
     graph.eliminate_dead_code()
-    return GraphModule({}, copy), positions
+    return GraphModule({}, copy), kept
 
 
 @torch.no_grad()
