@@ -27,7 +27,8 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     for node in graph.nodes:
         if node.target in (convolution, scale_shift):
             src, *operands = node.args
-            kept = node.meta["constants"] = []
+            kept: list[int | None] = []
+            node.meta["constants"] = kept
             for operand in operands[:2]:
                 kept.append(None if operand is None else len(wanted))
                 wanted += [] if operand is None else [operand]
@@ -39,22 +40,18 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
             needed.add(node)
             stack.extend(node.all_input_nodes)
     assert needed <= constant
-<<<<<<< HEAD
     copy, copies = Graph(), {}
-    positions: list[int] = []
-=======
-    copy, copies, kept = Graph(), {}, []
->>>>>>> wt-E
+    inputs: list[int] = []
     for position, node in enumerate(graph.find_nodes(op="placeholder")):
         if node in needed:
-            kept.append(position)
+            inputs.append(position)
             copies[node] = copy.placeholder(node.name)
     for node in graph.nodes:
         if node in needed and node.op != "placeholder":
             copies[node] = copy.node_copy(node, lambda n: copies[n])
     copy.output(tuple(copies[node] for node in wanted))
     graph.eliminate_dead_code()
-    return GraphModule({}, copy), kept
+    return GraphModule({}, copy), inputs
 
 
 @torch.no_grad()
