@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from torch import nn
 from convselect.bench.networks import from_factory, load, parse_shape, randomise
 from convselect.bench.peers import PEERS, Call, Peer
 from convselect.bench.report import Report, Row, geomean
-from convselect.bench.runner import Protocol, Result, compare, interleave, rel_l2
+from convselect.bench.runner import Protocol, Result, block_ms, compare, interleave, rel_l2
 from convselect.cli import main
 
-QUICK = Protocol(rounds=2, runs=2, dropped=1)
+QUICK = Protocol(rounds=2, runs=1, settle_ms=0)
 
 
 def tiny() -> nn.Module:
@@ -67,17 +68,22 @@ def test_rounds_rotate_and_blocks_stay_together() -> None:
     order: list[str] = []
 
     def call(name: str) -> Call:
-        return lambda: order.append(name) or torch.empty(0)  # type: ignore[func-returns-value]
+        return lambda: order.append(name) or torch.empty(0)  # type: ignore
 
-    times = interleave({name: call(name) for name in "abc"}, Protocol(rounds=3, runs=2, dropped=1))
+    times = interleave({name: call(name) for name in "abc"}, Protocol(rounds=3, runs=1, settle_ms=0))
     assert "".join(order) == "aabbcc" + "bbccaa" + "ccaabb"
     assert all(len(blocks) == 3 for blocks in times.values())
 
 
-@pytest.mark.parametrize(("runs", "dropped"), [(3, 3), (1, -1)])
-def test_protocol_must_leave_a_run(runs: int, dropped: int) -> None:
-    with pytest.raises(ValueError, match=f"dropped is {dropped}, must be at least 0 and below runs={runs}"):
-        Protocol(runs=runs, dropped=dropped)
+@pytest.mark.parametrize(("name", "least"), [("rounds", 1), ("runs", 1), ("settle_ms", 0)])
+def test_protocol_has_runs(name: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {least - 1}, must be at least {least}"):
+        Protocol(**{name: least - 1})
+
+
+def test_runs_before_the_system_has_settled_do_not_count() -> None:
+    seconds = iter([0.02, 0.02, 0.001, 0.001, 0.001])
+    assert block_ms(lambda: time.sleep(next(seconds)) or X, Protocol(runs=3, settle_ms=30)) < 15  # type: ignore
 
 
 def test_rel_l2() -> None:

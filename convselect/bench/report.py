@@ -96,8 +96,8 @@ class Report:
             f"- command: `{self.command}`",
             "",
             f"Milliseconds, median over {protocol.rounds} interleaved rounds. In a round each system runs the network "
-            f"{protocol.runs} times in a row, and the median of the last {protocol.runs - protocol.dropped} counts: "
-            "the worker threads of the system before are still spinning during the first runs.",
+            f"for {protocol.settle_ms:g} ms untimed, while the worker threads of the system before may still be "
+            f"spinning, and then {protocol.runs} times in a row, of which the median counts.",
             "",
             *self._table("median_ms"),
             "",

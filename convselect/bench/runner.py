@@ -1,12 +1,13 @@
 """Times systems on a network in one process, in turn.
 
-The protocol, and why (ResNet-18, two threads on two cores of an AMD EPYC, medians of 15 rounds, milliseconds). Runtimes
-keep their idle worker threads spinning for a while after a run, on the cores that the next system wants. Changing the
-system after every run therefore times that disturbance: ONNX Runtime 17.0, OpenVINO 16.4, Inductor 20.9. In blocks
-of six runs with the first two left out they take 9.5, 9.2 and 10.6, as they do alone; a pause before each block makes
-all of them slower by 2 to 10 %, since caches and clocks cool down. So: rounds of blocks without a pause, the first runs
-of each block left out, the order rotated from round to round; a round gives the median of its block, and the result
-is the median over the rounds.
+The protocol, and why (two threads on two cores of an AMD EPYC, medians of 14 or 15 rounds, milliseconds). Runtimes keep
+their idle worker threads spinning for a while after a run, on the cores that the next system wants; ONNX Runtime for
+about 75 ms. Changing the system after every run times that disturbance. ResNet-18: ONNX Runtime 17.0, OpenVINO 16.4,
+Inductor 20.9; in blocks of six runs with the first two left out they take 9.5, 9.2 and 10.6. Each run of a block,
+MobileNet-v2: eager, after ONNX Runtime, 23.5 18.2 21.5 12.9 9.4 9.4 ...; OpenVINO 6.1 3.4 2.3 2.2 2.2 ... A pause before
+each block makes all of them slower by 2 to 10 %, since caches and clocks cool down. So: no pauses; in each round every
+system runs without being timed for 100 ms, then a few times for the clock, and the order rotates from round to round. A
+round gives the median of its runs, and the result is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -29,17 +30,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often: `rounds` blocks of `runs` each for every system, of which the first `dropped` do not count."""
+    """`rounds` blocks for every system: untimed runs for `settle_ms`, at least one, then `runs` timed ones."""
 
     rounds: int = 15
-    runs: int = 8
-    dropped: int = 3
+    runs: int = 5
+    settle_ms: float = 100.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds is {self.rounds}, must be at least 1")
-        if not 0 <= self.dropped < self.runs:
-            raise ValueError(f"dropped is {self.dropped}, must be at least 0 and below runs={self.runs}")
+        for name, least in (("rounds", 1), ("runs", 1), ("settle_ms", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,18 @@ def rel_l2(y: torch.Tensor, exact: torch.Tensor) -> float:
     return float((y.double() - exact).norm() / exact.norm())
 
 
-def block_ms(call: Call, runs: int, dropped: int) -> float:
-    """Median time of `call` over consecutive `runs`, without the first `dropped`."""
+def block_ms(call: Call, protocol: Protocol) -> float:
+    """Median time of the timed runs of one block."""
+    settled = time.perf_counter() + protocol.settle_ms / 1e3
+    call()
+    while time.perf_counter() < settled:
+        call()
     times = []
-    for _ in range(runs):
+    for _ in range(protocol.runs):
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[dropped:])
+    return statistics.median(times)
 
 
 def interleave(calls: dict[str, Call], protocol: Protocol, progress: Progress | None = None) -> dict[str, list[float]]:
@@ -87,7 +91,7 @@ def interleave(calls: dict[str, Call], protocol: Protocol, progress: Progress | 
     for round_ in range(protocol.rounds):
         first = round_ % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            times[name].append(block_ms(calls[name], protocol.runs, protocol.dropped))
+            times[name].append(block_ms(calls[name], protocol))
         if progress:
             progress(f"round {round_ + 1} of {protocol.rounds}")
     return times
