@@ -3,8 +3,8 @@
 The protocol, and why (two threads on two cores of an AMD EPYC, medians of 14 or 15 rounds, milliseconds). Runtimes keep
 their idle worker threads spinning for a while after a run, on the cores that the next system wants; ONNX Runtime for
 about 75 ms. Changing the system after every run times that disturbance. ResNet-18: ONNX Runtime 17.0, OpenVINO 16.4,
-Inductor 20.9; in blocks of six runs with the first two left out they take 9.5, 9.2 and 10.6. Each run of a block,
-MobileNet-v2: eager, after ONNX Runtime, 23.5 18.2 21.5 12.9 9.4 9.4 ...; OpenVINO 6.1 3.4 2.3 2.2 2.2 ... A pause before
+Inductor 20.9; in blocks of six runs with the first two left out they take 9.5, 9.2 and 10.6. Runs of a block in turn,
+MobileNet-v2: eager, after ONNX Runtime, 23.5 18.2 21.5 12.9 9.4 9.4, OpenVINO 6.1 3.4 2.3 2.2 2.2. A pause before
 each block makes all of them slower by 2 to 10 %, since caches and clocks cool down. So: no pauses; in each round every
 system runs without being timed for 100 ms, then a few times for the clock, and the order rotates from round to round. A
 round gives the median of its runs, and the result is the median over the rounds.
