@@ -41,8 +41,9 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     distinct = list(dict.fromkeys(problems))
     start = time.perf_counter()
     samples = store.load(machine)
-    if options.calibrate == "always" or (options.calibrate == "auto" and samples is None):
-        samples = calibration.calibrate(options.budget_s, problems=distinct)
+    wanted = options.calibrate == "always" or (options.calibrate == "auto" and samples is None)
+    if wanted and options.budget_s > 0:
+        samples = calibration.calibrate(options.budget_s, problems=problems, accuracy=options.accuracy)
     choices = Choices(Costs(CostModel.load(), samples, machine), samples is not None)
     able = {problem: _able(problem, options, machine, choices) for problem in distinct}
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
@@ -53,7 +54,7 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     ms = {p: {q.name: float(table[i, column[q.name]]) for q in able[p]} for i, p in enumerate(distinct)}
     if options.select != "model":
         start = time.perf_counter()
-        _measure(ms, able, options)
+        _measure(ms, able, options, timing.PrimitiveTimer(machine))
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
     for problem in distinct:
         choices.candidates[problem] = [
@@ -89,18 +90,23 @@ def _able(problem: ConvProblem, options: Options, machine: Machine, choices: Cho
     return able or last_resort
 
 
-def _measure(ms: dict[ConvProblem, dict[str, float]], able: Mapping[ConvProblem, list[Primitive]], o: Options) -> None:
+def _measure(
+    ms: dict[ConvProblem, dict[str, float]],
+    able: Mapping[ConvProblem, list[Primitive]],
+    options: Options,
+    timer: timing.PrimitiveTimer,
+) -> None:
     """Replaces predictions by timings: of all candidates, or of the close calls within the budget."""
-    if o.select == "measure":
+    if options.select == "measure":
         for problem, primitives_of in able.items():
-            ms[problem] = timing.time_primitives(problem, primitives_of)
+            ms[problem] = timer.time_primitives(problem, primitives_of)
         return
-    deadline = time.perf_counter() + o.budget_s
+    deadline = time.perf_counter() + options.budget_s
     for problem in sorted(able, key=lambda p: -min(ms[p].values())):
         best = min(ms[problem].values())
         close = [p for p in able[problem] if ms[problem][p.name] <= VERIFY_FACTOR * best]
         if len(close) > 1 and time.perf_counter() < deadline:
-            ms[problem] |= timing.time_primitives(problem, close)
+            ms[problem] |= timer.time_primitives(problem, close, deadline=deadline)
 
 
 def plan_of(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convselect.machine import Machine, cpu
+from convselect.machine import Machine
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
 
@@ -202,18 +202,6 @@ class PrimitiveTimer:
         measured = robust_ms(times)
         result |= {q.name: float(ms) for q, ms in zip(timed, measured, strict=True) if np.isfinite(ms)}
         return result
-
-
-def time_primitives(
-    problem: ConvProblem,
-    primitives: Sequence[Primitive],
-    *,
-    rounds: int = 5,
-    machine: Machine | None = None,
-    deadline: float | None = None,
-) -> dict[str, float]:
-    """`PrimitiveTimer.time_primitives` for a single problem, on the machine at hand."""
-    return PrimitiveTimer(machine or cpu()).time_primitives(problem, primitives, rounds=rounds, deadline=deadline)
 
 
 def _passed(deadline: float | None) -> bool:

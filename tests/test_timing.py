@@ -14,7 +14,7 @@ from convselect.machine import Machine, cpu
 from convselect.operator_timing import OPERATORS, time_operators, time_transforms
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
-from convselect.timing import PrimitiveTimer, interleaved, robust_ms, time_primitives
+from convselect.timing import PrimitiveTimer, interleaved, robust_ms
 
 PROBLEM = ConvProblem(1, 1, 16, 14, 14, 16, 3, 3, ph=1, pw=1)
 
@@ -127,7 +127,7 @@ def test_time_primitives_on_a_kernel_of_ours() -> None:
     from convselect import primitive
 
     problem = ConvProblem(1, 1, 32, 14, 14, 64, 1, 1)
-    times = time_primitives(problem, [primitive.get("pointwise_nhwc")], rounds=2)
+    times = PrimitiveTimer(cpu()).time_primitives(problem, [primitive.get("pointwise_nhwc")], rounds=2)
     assert 0 < times["pointwise_nhwc"] < 1000
 
 

@@ -39,9 +39,11 @@ struct Build {
 const KernelTable* kernels(Isa* isa, const char** bad) {
   static const char* const cap = std::getenv("CONVSELECT_ISA");
 #if defined(__x86_64__)
-  static const Build builds[] = {  // from the fastest
-      {Isa::avx512, "avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
+  static const Build builds[] = {
+      // from the fastest
+      {Isa::avx512, "avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl"),
        avx512::table},
       {Isa::avx2, "avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::table},
       {Isa::portable, "portable", true, portable::table},

@@ -16,9 +16,7 @@ struct Problem {
 };
 
 // The order is that of ACTIVATIONS in convselect/primitive.py.
-enum class Act : int {
-  identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh
-};
+enum class Act : int { identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh };
 
 // dst = act(conv + bias + residual). bias f32 [oc] or null; residual in dst's own layout or null.
 struct Epilogue {

@@ -30,7 +30,8 @@ const Loaded& loaded() {
     Loaded found{};
     const char* bad = nullptr;
     found.table = convselect::kernels(&found.isa, &bad);
-    STD_TORCH_CHECK(found.table, "CONVSELECT_ISA is '", bad ? bad : "", "', must be one of avx512, avx2, portable, neon");
+    STD_TORCH_CHECK(found.table, "CONVSELECT_ISA is '", bad ? bad : "",
+                    "', must be one of avx512, avx2, portable, neon");
     return found;
   }();
   return value;
@@ -45,7 +46,8 @@ const Kernel& kernel_at(int64_t id) {
 Problem problem_of(const int64_t* s, const Ints& g) {
   STD_TORCH_CHECK(g.size() == 10, "geometry has ", g.size(), " numbers, must have 10: oc kh kw sh sw ph pw dh dw g");
   Problem p{s[0], s[1], s[2], s[3], g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
-  STD_TORCH_CHECK(p.g > 0 && p.ic % p.g == 0 && p.oc % p.g == 0, "g is ", p.g, ", must divide ic=", p.ic, " and oc=", p.oc);
+  STD_TORCH_CHECK(p.g > 0 && p.ic % p.g == 0 && p.oc % p.g == 0, "g is ", p.g, ", must divide ic=", p.ic,
+                  " and oc=", p.oc);
   STD_TORCH_CHECK(p.kh > 0 && p.kw > 0 && p.sh > 0 && p.sw > 0 && p.dh > 0 && p.dw > 0 && p.ph >= 0 && p.pw >= 0,
                   "kernel, stride and dilation must be positive, padding not negative");
   STD_TORCH_CHECK(p.oh() > 0 && p.ow() > 0, "the kernel does not fit into the padded input");
@@ -84,7 +86,8 @@ void check_activation(const Tensor& t, const char* name, bool nhwc, const int64_
   check_float(t, name);
   STD_TORCH_CHECK(t.dim() == 4, name, " has ", t.dim(), " dimensions, must have 4");
   for (int d = 0; d < 4; ++d)
-    STD_TORCH_CHECK(t.size(d) == sizes[d], name, " has size ", t.size(d), " in dimension ", d, ", must have ", sizes[d]);
+    STD_TORCH_CHECK(t.size(d) == sizes[d], name, " has size ", t.size(d), " in dimension ", d, ", must have ",
+                    sizes[d]);
   STD_TORCH_CHECK(t.numel() == 0 || dense(t, nhwc), name, " must be dense in ", nhwc ? "NHWC" : "NCHW");
 }
 
@@ -134,7 +137,8 @@ Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed
                   " needs ", kernel.packed_floats(p), " for this problem");
   if (bias) {
     check_float(*bias, "bias");
-    STD_TORCH_CHECK(bias->numel() == p.oc && bias->is_contiguous(), "bias must be contiguous and have oc=", p.oc, " elements");
+    STD_TORCH_CHECK(bias->numel() == p.oc && bias->is_contiguous(), "bias must be contiguous and have oc=", p.oc,
+                    " elements");
   }
   if (residual) check_activation(*residual, "residual", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
   check_act(activation);
@@ -177,7 +181,8 @@ void conv_out(Tensor dst, Tensor workspace, Tensor src, Tensor packed, std::opti
   Call call = call_of(p, src, packed, bias, residual, dst, activation, alpha, beta);
   check_float(workspace, "workspace");
   const int64_t floats = kernel.workspace_floats(p, call.parallel.threads);
-  STD_TORCH_CHECK(workspace.numel() >= floats, "workspace has ", workspace.numel(), " elements, ", kernel.name, " needs ", floats);
+  STD_TORCH_CHECK(workspace.numel() >= floats, "workspace has ", workspace.numel(), " elements, ", kernel.name,
+                  " needs ", floats);
   call.workspace = static_cast<float*>(workspace.mutable_data_ptr());
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(call.workspace) % 64 == 0, "workspace must be aligned to 64 bytes");
   kernel.run(call);
@@ -229,8 +234,8 @@ Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, d
   return dst;
 }
 
-// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and whether
-// to read all of it (1) or one cache line in each page (0). The caller keeps the memory alive.
+// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and
+// whether to read all of it (1) or one cache line in each page (0). The caller keeps the memory alive.
 int64_t fingerprint(Tensor table) {
   STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == 3 && table.is_contiguous() &&
                       table.scalar_type() == torch::headeronly::ScalarType::Long,

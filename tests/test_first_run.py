@@ -1,0 +1,97 @@
+"""The first run on a machine: calibration by itself, once, whatever the state of its cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import convselect
+from convselect import calibration, machine
+from convselect.costs import store
+
+SCRIPT = """
+import torch, convselect
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3)).eval()
+x = torch.randn(1, 3, 32, 32)
+with torch.inference_mode():
+    assert torch.allclose(convselect.compile(model, budget_s=0.5)(x), model(x), rtol=1e-3, atol=1e-4)
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run_once(**options: object) -> None:
+    """Compiles a model of two convolutions, and compares."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        fast = convselect.compile(model, **{"budget_s": 0.5, **options})
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def calibrate(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+
+
+def test_the_first_run_calibrates_and_the_second_does_not(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_once()
+    samples = store.load(machine.cpu())
+    assert samples is not None
+    assert samples.timings
+    forbid(monkeypatch)
+    run_once()
+    run_once(calibrate="never")
+    with pytest.raises(Exception, match="calibrated again"):
+        run_once(calibrate="always")
+
+
+def test_never_leaves_no_trace(cache: Path) -> None:
+    run_once(calibrate="never")
+    run_once(budget_s=0.0)
+    assert not cache.exists()
+
+
+def test_a_damaged_cache_is_a_miss(cache: Path) -> None:
+    run_once()
+    for path in cache.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".safetensors"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert store.load(machine.cpu()) is None
+    run_once()
+    assert store.load(machine.cpu()) is not None
+
+
+def test_a_cache_that_cannot_be_written_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(convselect.ConvselectWarning, match="file"):
+        run_once()
+
+
+def test_two_processes_at_once(cache: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    (entry,) = store.entries()
+    assert not store.verify()
+    assert entry.timings > 0
