@@ -28,6 +28,7 @@ from convselect.graph.capture import (
 )
 from convselect.graph.fold import drop_pool_indices, fold_batch_norms
 from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
+from convselect.graph.linear import replace_linears
 from convselect.graph.lower import Lowered, lower
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
@@ -111,6 +112,7 @@ def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Nod
     drop_pool_indices(graph)
     fuse_epilogues(graph)
     fuse_activations_into_norms(graph)
+    replace_linears(graph)
     return others, constant
 
 

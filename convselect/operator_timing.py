@@ -1,4 +1,4 @@
-"""Times what lies between convolutions: layout transforms, and ATen's operators in each layout."""
+"""Times what lies between convolutions: layout transforms, and the operators that a plan runs in each layout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import convselect.kernels  # noqa: F401  (loads the operators)
-from convselect.layout import Layout
+from convselect.layout import Layout, holds
+from convselect.pooling import ARGUMENTS
 from convselect.timing import Run, interleaved, robust_ms
+
+aten = torch.ops.aten
 
 SHAPES: tuple[tuple[int, int, int, int], ...] = (
     (1, 64, 56, 56), (1, 256, 14, 14), (1, 64, 112, 112), (1, 512, 7, 7), (1, 256, 56, 56), (1, 32, 28, 28),
@@ -36,14 +39,30 @@ class OperatorTime(NamedTuple):
 
 def _batch_norm(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     ones = torch.ones(x.shape[1])
-    return F.batch_norm(x, ones, ones, ones, ones, training=False)
+    y: torch.Tensor = torch.ops.convselect.scale_shift(x, ones, ones, 0, 0.0, 0.0)
+    return y
+
+
+def _pool(operator: Callable[..., torch.Tensor], *arguments: int) -> Operator:
+    """What a plan runs for `operator`: ATen's in NCHW, ours in NHWC."""
+
+    def run(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        if not holds(x, Layout.NHWC):
+            result: torch.Tensor = operator(x, *arguments)
+            return result
+        size, stride, padding = arguments
+        out = [(length + 2 * padding - size) // stride + 1 for length in x.shape[2:]]
+        result = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator]((*x.shape[:2], *out), *arguments))
+        return result
+
+    return run
 
 
 OPERATORS: tuple[tuple[str, int, Operator], ...] = (
-    ("max_pool", 1, lambda x, _: F.max_pool2d(x, 3, 2, 1)),
-    ("max_pool", 1, lambda x, _: F.max_pool2d(x, 2, 2)),
-    ("max_pool", 1, lambda x, _: F.max_pool2d(x, 3, 1, 1)),
-    ("avg_pool", 1, lambda x, _: F.avg_pool2d(x, 3, 1, 1)),
+    ("max_pool", 1, _pool(aten.max_pool2d.default, 3, 2, 1)),
+    ("max_pool", 1, _pool(aten.max_pool2d.default, 2, 2, 0)),
+    ("max_pool", 1, _pool(aten.max_pool2d.default, 3, 1, 1)),
+    ("avg_pool", 1, _pool(aten.avg_pool2d.default, 3, 1, 1)),
     ("cat", 2, lambda x, y: torch.cat([x, y], 1)),
     ("add", 2, lambda x, y: x + y),
     ("elementwise", 1, lambda x, _: torch.relu(x)),

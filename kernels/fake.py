@@ -55,3 +55,15 @@ def _scale_shift(
     src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: int, alpha: float, beta: float
 ) -> torch.Tensor:
     return _empty(src, src.shape, not src.is_contiguous())
+
+
+@torch.library.register_fake("convselect::linear")
+def _linear(
+    src: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: int, alpha: float, beta: float
+) -> torch.Tensor:
+    return src.new_empty((src.shape[0], weight.shape[0]))
+
+
+@torch.library.register_fake("convselect::pool2d")
+def _pool2d(src: torch.Tensor, geometry: Ints, max: bool, include_pad: bool, divisor: int) -> torch.Tensor:
+    return _empty(src, (*src.shape[:2], *geometry[8:]), True)

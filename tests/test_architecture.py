@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"layout", "problem", "plan", "progress"}),
     frozenset({"machine", "picture", "data"}),
     frozenset({"primitive", "explanation"}),
-    frozenset({"timing", "transforms", "options"}),
+    frozenset({"timing", "pooling", "options"}),
     frozenset({"primitives", "costs", "selection"}),
     frozenset({"graph", "operator_timing"}),
     frozenset({"profiling", "calibration", "runtime"}),

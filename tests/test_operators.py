@@ -7,7 +7,8 @@ import torch
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.layout import Layout
-from convselect.primitive import primitives
+from convselect.pooling import ARGUMENTS
+from convselect.primitive import ACTIVATIONS, primitives
 from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
 
@@ -91,3 +92,50 @@ def test_invalid_arguments_are_named(primitive: KernelPrimitive) -> None:
     }.items():
         with pytest.raises(RuntimeError, match=message):
             OPS.conv(*bad, *rest)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9, 7), (1, 64, 14, 14), (1, 100, 6, 6), (3, 16, 1, 5)])
+@pytest.mark.parametrize("arguments", [(3, 2, 1), (2, 2, 0), (3, 1, 1), ((3, 2), (1, 2), (1, 0)), (5, 3, 2)])
+@pytest.mark.parametrize("ceil", [False, True])
+def test_pooling(shape: tuple[int, ...], arguments: tuple, ceil: bool) -> None:
+    """Exactly torch's maximum, NaN included, and its average within rounding, in each way of counting."""
+    kernel = arguments[0]
+    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
+    pad = arguments[2] if isinstance(arguments[2], tuple) else (arguments[2],) * 2
+    if shape[2] + 2 * pad[0] < high or shape[3] + 2 * pad[1] < wide:
+        pytest.skip("the window does not fit")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 0] = float("nan")
+    aten = torch.ops.aten
+    calls = [(aten.max_pool2d.default, (*arguments, 1, ceil))]
+    calls += [
+        (aten.avg_pool2d.default, (*arguments, ceil, count, over)) for count in (False, True) for over in (None, 7)
+    ]
+    for operator, rest in calls:
+        expected = operator(x, *rest)
+        got = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator](expected.shape, *rest))
+        exact = operator is aten.max_pool2d.default
+        torch.testing.assert_close(got, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 7), (10, 64), (1000, 513), (33, 1280)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(rows: int, n: int, k: int, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(rows, k, generator=generator), torch.randn(n, k, generator=generator)
+    shift = torch.randn(n, generator=generator) if bias else None
+    got = torch.ops.convselect.linear(x, weight, shift, ACTIVATIONS.index("relu"), 0.0, 0.0)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), shift.double() if bias else None).relu()
+    assert (got - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("shape", [(2, 5, 9, 7), (1, 64, 14, 14), (1, 100, 1, 1)])
+def test_scale_shift(layout: Layout, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).contiguous(memory_format=layout.memory_format)
+    scale, shift = torch.randn(shape[1], generator=generator), torch.randn(shape[1], generator=generator)
+    got = torch.ops.convselect.scale_shift(x, scale, shift, ACTIVATIONS.index("clamp"), -1.0, 2.0)
+    torch.testing.assert_close(got, (x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).clamp(-1, 2))
+    assert got.stride() == x.stride()

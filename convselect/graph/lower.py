@@ -12,6 +12,7 @@ from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, scale_shift
 from convselect.graph.operators import in_both, is_activation, layout_of
 from convselect.layout import Layout, holds
+from convselect.pooling import ARGUMENTS
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.problem import ConvProblem
 
@@ -134,6 +135,9 @@ class _Lowering:
         if node.target is scale_shift:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
             new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
+        elif node.target in ARGUMENTS and option.reads is Layout.NHWC and not in_both(node.args[0].meta["val"]):
+            arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
+            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
         else:
             new = self.new.node_copy(node, operand)
         self.made[node] = new
@@ -146,7 +150,7 @@ class _Lowering:
         # Which layout an operator's result has is ATen's decision: ask it, and mend the result where it differs.
         args = torch.fx.map_arg(new.args, lambda n: n.meta["val"])
         kwargs = torch.fx.map_arg(new.kwargs, lambda n: n.meta["val"])
-        value = node.target(*args, **kwargs)
+        value = new.target(*args, **kwargs)
         if option.gives is not None and not holds(value, option.gives):
             new.meta["val"] = value
             new = self.new.call_function(to_layout, (new, option.gives))

@@ -63,6 +63,25 @@ struct ScaleShift {
   float alpha, beta;
 };
 
+// dst[i][n] = act(sum over x of src[i][x] * weight[n][x] + bias[n]); src f32 [m, k], weight f32 [n, k], bias or null.
+struct Linear {
+  int64_t m, n, k;
+  const float *src, *weight, *bias;
+  float* dst;
+  Act act;
+  float alpha, beta;
+};
+
+// Pooling of f32 [mb, ih, iw, channels] into [mb, oh, ow, channels], with windows kh x kw. An average divides by
+// `divisor`, or if that is 0 by the taps inside the source (and its padding, if include_pad).
+struct Pool {
+  int64_t mb, channels, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
+  bool max, include_pad;
+  int64_t divisor;
+  const float* src;
+  float* dst;
+};
+
 // What one build of the sources for one instruction set offers.
 struct KernelTable {
   const Kernel* rows;
@@ -71,6 +90,8 @@ struct KernelTable {
   void (*to_nhwc)(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel&);
   void (*to_nchw)(const float* src, float* dst, int64_t mb, int64_t channels, int64_t pixels, const Parallel&);
   void (*scale_shift)(const ScaleShift&, const Parallel&);
+  void (*linear)(const Linear&, const Parallel&);
+  void (*pool)(const Pool&, const Parallel&);
 };
 
 }  // namespace convselect

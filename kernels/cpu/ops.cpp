@@ -234,6 +234,52 @@ Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, d
   return dst;
 }
 
+// act(src @ weight.t() + bias); src f32 [m, k], weight f32 [n, k], bias f32 [n].
+Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t activation, double alpha, double beta) {
+  check_float(src, "src");
+  check_float(weight, "weight");
+  STD_TORCH_CHECK(src.dim() == 2 && weight.dim() == 2 && src.is_contiguous() && weight.is_contiguous(),
+                  "src and weight must be contiguous matrices");
+  const int64_t m = src.size(0), n = weight.size(0), k = src.size(1);
+  STD_TORCH_CHECK(weight.size(1) == k, "weight has ", weight.size(1), " columns, src has ", k);
+  if (bias) {
+    check_float(*bias, "bias");
+    STD_TORCH_CHECK(bias->numel() == n && bias->is_contiguous(), "bias must be contiguous and have ", n, " elements");
+  }
+  check_act(activation);
+  const int64_t sizes[2] = {m, n}, strides[2] = {n, 1};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor dst(handle);
+  auto floats = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
+  if (m > 0 && n > 0)
+    loaded().table->linear({m, n, k, floats(src), floats(weight), bias ? floats(*bias) : nullptr,
+                            static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
+                            static_cast<float>(alpha), static_cast<float>(beta)},
+                           parallel_here());
+  return dst;
+}
+
+// src dense in NHWC. geometry: kh kw sh sw ph pw dh dw oh ow.
+Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t divisor) {
+  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
+  check_activation(src, "src", true, sizes);
+  STD_TORCH_CHECK(geometry.size() == 10, "geometry has ", geometry.size(), " numbers, must have 10");
+  const Ints& g = geometry;
+  for (int i : {0, 1, 2, 3, 6, 7, 8, 9})
+    STD_TORCH_CHECK(g[i] > 0, "number ", i, " of geometry is ", g[i], ", must be positive");
+  STD_TORCH_CHECK(g[4] >= 0 && g[5] >= 0 && divisor >= 0, "padding and divisor must not be negative");
+  Tensor dst = empty({sizes[0], sizes[1], g[8], g[9]}, true);
+  if (src.numel() == 0) return dst;
+  loaded().table->pool({sizes[0], sizes[1], sizes[2], sizes[3], g[8], g[9], g[0], g[1], g[2], g[3], g[4], g[5], g[6],
+                        g[7], max, include_pad, divisor, static_cast<const float*>(src.const_data_ptr()),
+                        static_cast<float*>(dst.mutable_data_ptr())},
+                       parallel_here());
+  return dst;
+}
+
 // A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and
 // whether to read all of it (1) or one cache line in each page (0). The caller keeps the memory alive.
 int64_t fingerprint(Tensor table) {
@@ -294,6 +340,9 @@ STABLE_TORCH_LIBRARY(convselect, m) {
       "conv_out(Tensor(a!) dst, Tensor(b!) workspace, Tensor src, Tensor packed, Tensor? bias, Tensor? residual, "
       "int kernel, int[] geometry, int activation, float alpha, float beta) -> ()");
   m.def("scale_shift(Tensor src, Tensor scale, Tensor shift, int activation, float alpha, float beta) -> Tensor");
+  m.def(
+      "linear(Tensor src, Tensor weight, Tensor? bias, int activation, float alpha, float beta) -> Tensor");
+  m.def("pool2d(Tensor src, int[] geometry, bool max, bool include_pad, int divisor) -> Tensor");
   m.def("fingerprint(Tensor table) -> int");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
 }
@@ -311,6 +360,8 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("conv", TORCH_BOX(&conv));
   m.impl("conv_out", TORCH_BOX(&conv_out));
   m.impl("scale_shift", TORCH_BOX(&scale_shift));
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("pool2d", TORCH_BOX(&pool2d));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("to_layout", TORCH_BOX(&to_layout));
 }

@@ -1,5 +1,7 @@
 // The table of this instruction set's kernels; dispatch.cpp picks one table at run time.
 #include "families.h"
+#include "linear.h"
+#include "pool.h"
 #include "scale_shift.h"
 #include "transform.h"
 
@@ -30,7 +32,7 @@ const KernelTable& table() {
     int count = 0;
     for (const Family& family : families)
       for (int i = 0; i < family.count && count < CAPACITY; ++i) rows[count++] = family.rows[i];
-    return KernelTable{rows, count, to_nhwc, to_nchw, scale_shift};
+    return KernelTable{rows, count, to_nhwc, to_nchw, scale_shift, linear, pool};
   }();
   return built;
 }

@@ -1,0 +1,69 @@
+"""The classifier: a matrix product of a few rows is bound by reading its weights, which ours does once and in place."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Graph, Node
+
+from convselect.graph.capture import size_hint
+from convselect.graph.fuse import activation_of
+from convselect.primitive import ACTIVATIONS, IDENTITY
+
+aten = torch.ops.aten
+
+MOST_ROWS = 16
+"""For more, a blocked matrix product such as ATen's has the better use of the caches."""
+
+
+def replace_linears(graph: Graph) -> None:
+    """x @ weight.t() + bias, and an activation after it, become `convselect::linear` where x has few rows."""
+    for node in graph.nodes:
+        if node.target is aten.addmm.default and not node.kwargs:
+            bias, x, transposed = node.args
+        elif node.target is aten.mm.default:
+            bias, (x, transposed) = None, node.args
+        else:
+            continue
+        if transposed.target not in (aten.t.default, aten.transpose.int):
+            continue
+        weight = transposed.args[0]
+        if not _is_matrix(x, MOST_ROWS) or not _is_matrix(weight) or not (bias is None or _is_vector(bias, weight)):
+            continue
+        activation, last = IDENTITY, node
+        if len(node.users) == 1:
+            user = next(iter(node.users))
+            found = activation_of(user)
+            if found is not None and user.args[0] is node:
+                activation, last = found, user
+        with graph.inserting_before(last):
+            code = ACTIVATIONS.index(activation.kind)
+            arguments = (x, weight, bias, code, activation.alpha, activation.beta)
+            new = graph.call_function(torch.ops.convselect.linear.default, arguments)
+        new.meta = dict(last.meta)
+        last.replace_all_uses_with(new)
+        for absorbed in (last, node) if last is not node else (node,):
+            graph.erase_node(absorbed)
+
+
+def _is_matrix(node: Node, most_rows: int | None = None) -> bool:
+    """A contiguous float32 matrix on the CPU, with no more rows than that in the example at hand."""
+    value = node.meta.get("val")
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 2
+        and value.dtype == torch.float32
+        and value.device.type == "cpu"
+        and value.is_contiguous()
+        and (most_rows is None or size_hint(value.shape[0]) <= most_rows)
+    )
+
+
+def _is_vector(bias: Node, weight: Node) -> bool:
+    value = bias.meta.get("val")
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 1
+        and value.dtype == torch.float32
+        and value.is_contiguous()
+        and value.shape[0] == weight.meta["val"].shape[0]
+    )

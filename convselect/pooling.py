@@ -1,0 +1,53 @@
+"""Pooling in NHWC by a kernel of ours; ATen's is several times slower than memory there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+import convselect.kernels  # noqa: F401  (loads the operators)
+
+Sizes = int | Sequence[int]
+
+
+def _pair(value: Sizes, default: Sizes = ()) -> tuple[int, int]:
+    """As torch reads a size: one number serves both dimensions, none takes the default."""
+    values = [value] if isinstance(value, int) else list(value)
+    if not values:
+        return _pair(default)
+    return values[0], values[-1]
+
+
+def max_pool2d_arguments(
+    out: Sequence[int],
+    kernel: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+) -> tuple[list[int], bool, bool, int]:
+    """What `convselect::pool2d` takes after its source, for `aten.max_pool2d` with a result [mb, c, oh, ow] = `out`."""
+    k, s, p, d = _pair(kernel), _pair(stride, kernel), _pair(padding), _pair(dilation)
+    return [*k, *s, *p, *d, *map(int, out[2:])], True, False, 0
+
+
+def avg_pool2d_arguments(
+    out: Sequence[int],
+    kernel: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> tuple[list[int], bool, bool, int]:
+    """The same for `aten.avg_pool2d`."""
+    k, s, p = _pair(kernel), _pair(stride, kernel), _pair(padding)
+    return [*k, *s, *p, 1, 1, *map(int, out[2:])], False, count_include_pad, divisor_override or 0
+
+
+ARGUMENTS: dict[object, Callable[..., tuple[list[int], bool, bool, int]]] = {
+    torch.ops.aten.max_pool2d.default: max_pool2d_arguments,
+    torch.ops.aten.avg_pool2d.default: avg_pool2d_arguments,
+}
+"""ATen's operator -> the arguments of ours, from the result's sizes and ATen's arguments after the source."""

@@ -1,0 +1,76 @@
+// Maximum and average pooling in NHWC, vectorised over the channels.
+#include "pool.h"
+
+#include "parallel.h"
+
+namespace convselect::CONVSELECT_ISA {
+namespace {
+
+// The taps of a window that lie inside [0, size): tap i is at start + i * dilation.
+struct Taps {
+  int64_t begin, end;
+};
+
+CS_INLINE Taps inside(int64_t start, int64_t taps, int64_t dilation, int64_t size) {
+  const int64_t begin = start < 0 ? ceil_div(-start, dilation) : 0;
+  const int64_t end = size > start ? min_of(taps, ceil_div(size - start, dilation)) : 0;
+  return {begin, max_of(begin, end)};
+}
+
+// The larger of the two; NaN wins, as in torch.
+CS_INLINE Vec larger(Vec best, Vec value) {
+  return (value > best) | (value != value) ? value : best;
+}
+
+// NV registers of one output pixel. `window` is the source pixel of tap (0, 0), which may lie outside.
+template <bool MAX, int NV>
+CS_INLINE void pixel(const Pool& p, const float* window, Taps rows, Taps columns, float scale, float* dst, int64_t last) {
+  Vec acc[NV];
+  for (int v = 0; v < NV; ++v) acc[v] = splat(MAX ? -__builtin_inff() : 0.0f);
+  for (int64_t i = rows.begin; i < rows.end; ++i)
+    for (int64_t j = columns.begin; j < columns.end; ++j) {
+      const float* src = window + (i * p.dh * p.iw + j * p.dw) * p.channels;
+      for (int v = 0; v < NV; ++v) {
+        const Vec value = v == NV - 1 && last < VL ? load_part(src + v * VL, last) : load(src + v * VL);
+        acc[v] = MAX ? larger(acc[v], value) : acc[v] + value;
+      }
+    }
+  for (int v = 0; v < NV; ++v) {
+    const Vec value = MAX ? acc[v] : acc[v] * scale;
+    if (v == NV - 1 && last < VL)
+      store_part(dst + v * VL, value, last);
+    else
+      store(dst + v * VL, value);
+  }
+}
+
+template <bool MAX>
+void row(const Pool& p, int64_t n, int64_t y) {
+  const int64_t top = y * p.sh - p.ph;
+  const Taps rows = inside(top, p.kh, p.dh, p.ih);
+  for (int64_t x = 0; x < p.ow; ++x) {
+    const int64_t left = x * p.sw - p.pw;
+    const Taps columns = inside(left, p.kw, p.dw, p.iw);
+    int64_t divisor = p.divisor;
+    if (divisor == 0)
+      divisor = p.include_pad ? (min_of(top + p.kh, p.ih + p.ph) - top) * (min_of(left + p.kw, p.iw + p.pw) - left)
+                              : (rows.end - rows.begin) * (columns.end - columns.begin);
+    const float scale = 1.0f / static_cast<float>(divisor);
+    const float* window = p.src + ((n * p.ih + top) * p.iw + left) * p.channels;
+    float* dst = p.dst + ((n * p.oh + y) * p.ow + x) * p.channels;
+    int64_t c = 0;
+    for (; c + 4 * VL <= p.channels; c += 4 * VL) pixel<MAX, 4>(p, window + c, rows, columns, scale, dst + c, VL);
+    for (; c < p.channels; c += VL)
+      pixel<MAX, 1>(p, window + c, rows, columns, scale, dst + c, min_of(VL, p.channels - c));
+  }
+}
+
+}  // namespace
+
+void pool(const Pool& p, const Parallel& parallel) {
+  for_tasks(parallel, p.mb * p.oh, [&](int64_t task, int64_t) {
+    (p.max ? row<true> : row<false>)(p, task / p.oh, task % p.oh);
+  });
+}
+
+}  // namespace convselect::CONVSELECT_ISA
