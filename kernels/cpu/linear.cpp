@@ -1,5 +1,5 @@
-// The classifier: dst[i][n] = act(sum over x of src[i][x] * weight[n][x] + bias[n]) for a few rows i. It reads each weight
-// once, so that memory bounds it; the weights are used where they lie.
+// The classifier: dst[i][n] = act(sum over x of src[i][x] * weight[n][x] + bias[n]) for a few rows i. It reads each
+// weight once, so that memory bounds it; the weights are used where they lie.
 #include "linear.h"
 
 #include "activation.h"
@@ -8,8 +8,8 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
-constexpr int64_t OUTPUTS = 4;                 // rows of the weight read at once, each a stream of its own
-constexpr int64_t TASK_FLOATS = 64 * 1024;     // of weights, so that a task is worth a thread's while
+constexpr int64_t OUTPUTS = 4;                   // rows of the weight read at once, each a stream of its own
+constexpr int64_t TASK_FLOATS = 64 * 1024;       // of weights, so that a task is worth a thread's while
 constexpr int64_t AHEAD = 1024 / sizeof(float);  // prefetch distance in each stream
 
 CS_INLINE float sum(Vec v) {

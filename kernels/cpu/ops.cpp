@@ -340,8 +340,7 @@ STABLE_TORCH_LIBRARY(convselect, m) {
       "conv_out(Tensor(a!) dst, Tensor(b!) workspace, Tensor src, Tensor packed, Tensor? bias, Tensor? residual, "
       "int kernel, int[] geometry, int activation, float alpha, float beta) -> ()");
   m.def("scale_shift(Tensor src, Tensor scale, Tensor shift, int activation, float alpha, float beta) -> Tensor");
-  m.def(
-      "linear(Tensor src, Tensor weight, Tensor? bias, int activation, float alpha, float beta) -> Tensor");
+  m.def("linear(Tensor src, Tensor weight, Tensor? bias, int activation, float alpha, float beta) -> Tensor");
   m.def("pool2d(Tensor src, int[] geometry, bool max, bool include_pad, int divisor) -> Tensor");
   m.def("fingerprint(Tensor table) -> int");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");

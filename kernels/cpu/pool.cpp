@@ -18,13 +18,12 @@ CS_INLINE Taps inside(int64_t start, int64_t taps, int64_t dilation, int64_t siz
 }
 
 // The larger of the two; NaN wins, as in torch.
-CS_INLINE Vec larger(Vec best, Vec value) {
-  return (value > best) | (value != value) ? value : best;
-}
+CS_INLINE Vec larger(Vec best, Vec value) { return (value > best) | (value != value) ? value : best; }
 
 // NV registers of one output pixel. `window` is the source pixel of tap (0, 0), which may lie outside.
 template <bool MAX, int NV>
-CS_INLINE void pixel(const Pool& p, const float* window, Taps rows, Taps columns, float scale, float* dst, int64_t last) {
+CS_INLINE void pixel(const Pool& p, const float* window, Taps rows, Taps columns, float scale, float* dst,
+                     int64_t last) {
   Vec acc[NV];
   for (int v = 0; v < NV; ++v) acc[v] = splat(MAX ? -__builtin_inff() : 0.0f);
   for (int64_t i = rows.begin; i < rows.end; ++i)
@@ -68,9 +67,8 @@ void row(const Pool& p, int64_t n, int64_t y) {
 }  // namespace
 
 void pool(const Pool& p, const Parallel& parallel) {
-  for_tasks(parallel, p.mb * p.oh, [&](int64_t task, int64_t) {
-    (p.max ? row<true> : row<false>)(p, task / p.oh, task % p.oh);
-  });
+  for_tasks(parallel, p.mb * p.oh,
+            [&](int64_t task, int64_t) { (p.max ? row<true> : row<false>)(p, task / p.oh, task % p.oh); });
 }
 
 }  // namespace convselect::CONVSELECT_ISA
