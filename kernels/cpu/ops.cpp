@@ -287,19 +287,23 @@ int64_t fingerprint(Tensor table) {
                       table.scalar_type() == torch::headeronly::ScalarType::Long,
                   "table must be a contiguous int64 tensor [n, 3]");
   constexpr int64_t LINE = 64, PAGE = 4096;
-  const int64_t* row = static_cast<const int64_t*>(table.const_data_ptr());
-  uint64_t lanes[4] = {};
-  for (int64_t i = 0; i < table.size(0); ++i, row += 3) {
-    const char* bytes = reinterpret_cast<const char*>(row[0]);
-    const int64_t step = row[2] ? LINE : PAGE;
-    for (int64_t at = 0; at < row[1]; at += step) {
-      uint64_t words[8] = {};
-      std::memcpy(words, bytes + at, static_cast<size_t>(row[1] - at < LINE ? row[1] - at : LINE));
-      for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
+  const int64_t* rows = static_cast<const int64_t*>(table.const_data_ptr());
+  std::vector<uint64_t> digests(table.size(0));
+  torch::stable::parallel_for(0, table.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t *row = rows + 3 * i, step = row[2] ? LINE : PAGE;
+      const char* bytes = reinterpret_cast<const char*>(row[0]);
+      uint64_t lanes[4] = {};
+      for (int64_t at = 0; at < row[1]; at += step) {
+        uint64_t words[8] = {};
+        std::memcpy(words, bytes + at, static_cast<size_t>(row[1] - at < LINE ? row[1] - at : LINE));
+        for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
+      }
+      for (uint64_t lane : lanes) digests[i] = (digests[i] ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
     }
-  }
+  });
   uint64_t digest = 0;
-  for (uint64_t lane : lanes) digest = (digest ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
+  for (uint64_t one : digests) digest = (digest ^ one ^ (one >> 31)) * 0x94D049BB133111EBu;
   return static_cast<int64_t>(digest);
 }
 
