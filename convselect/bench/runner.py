@@ -6,7 +6,7 @@ about 75 ms. Changing the system after every run times that disturbance. ResNet-
 Inductor 20.9; in blocks of six runs with the first two left out they take 9.5, 9.2 and 10.6. Runs of a block in turn,
 MobileNet-v2: eager, after ONNX Runtime, 23.5 18.2 21.5 12.9 9.4 9.4, OpenVINO 6.1 3.4 2.3 2.2 2.2. A pause before
 each block makes all of them slower by 2 to 10 %, since caches and clocks cool down. So: no pauses; in each round every
-system runs without being timed for 100 ms, then a few times for the clock, and the order rotates from round to round. A
+system runs without being timed for 100 ms, then a few times for the clock, and the order is drawn anew each round, so that no system always follows the same one. A
 round gives the median of its runs, and the result is the median over the rounds.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -89,8 +90,7 @@ def interleave(calls: dict[str, Call], protocol: Protocol, progress: Progress | 
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(protocol.rounds):
-        first = round_ % max(len(names), 1)
-        for name in names[first:] + names[:first]:
+        for name in random.Random(round_).sample(names, len(names)):
             times[name].append(block_ms(calls[name], protocol))
         if progress:
             progress(f"round {round_ + 1} of {protocol.rounds}")
