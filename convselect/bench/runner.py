@@ -6,8 +6,9 @@ about 75 ms. Changing the system after every run times that disturbance. ResNet-
 Inductor 20.9; in blocks of six runs with the first two left out they take 9.5, 9.2 and 10.6. Runs of a block in turn,
 MobileNet-v2: eager, after ONNX Runtime, 23.5 18.2 21.5 12.9 9.4 9.4, OpenVINO 6.1 3.4 2.3 2.2 2.2. A pause before
 each block makes all of them slower by 2 to 10 %, since caches and clocks cool down. So: no pauses; in each round every
-system runs without being timed for 100 ms, then a few times for the clock, and the order is drawn anew each round, so that no system always follows the same one. A
-round gives the median of its runs, and the result is the median over the rounds.
+system runs without being timed for 100 ms, then a few times for the clock, and the order is drawn anew each round, so
+that no system always follows the same one. A round gives the median of its runs, and the result is the median over the
+rounds.
 """
 
 from __future__ import annotations
