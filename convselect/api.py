@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ from convselect.explanation import Explanation
 from convselect.options import Options
 from convselect.plan import merged
 from convselect.runtime import run_graphs
+
+_MOST_SIZES = 64
+"""Compilations of one model, for different input sizes and modes, after which torch runs it eagerly and logs so."""
 
 
 def compile(
@@ -59,8 +63,12 @@ def compile(
         if is_lazy(parameter):
             raise ValueError(f"{name!r} is not initialised; run the model once on an example input before compiling it")
     options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, strict)
-    compiled: Callable[..., Any] = torch.compile(model, backend=Backend(options), dynamic=dynamic)
-    return compiled
+    # Dynamo counts recompilations by code object, which models of one class share, and runs eagerly past its limit.
+    # Where torch can, each call of ours has a count of its own, with room for many spatial sizes.
+    own = {"isolate_recompiles": True, "recompile_limit": _MOST_SIZES}
+    own = {name: value for name, value in own.items() if name in inspect.signature(torch.compile).parameters}
+    torch_compile: Callable[..., Callable[..., Any]] = torch.compile  # its stubs know only some of these
+    return torch_compile(model, backend=Backend(options), dynamic=dynamic, **own)
 
 
 def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import warnings
 
@@ -232,6 +233,18 @@ def test_spatial_sizes_in_turn() -> None:
             x = randn(1, 8, *size)
             assert_same(fast(x), model(x))
             assert {f"ih{size[0]}iw{size[1]}" in layer.problem for layer in layers_of(fast, x)} == {True}
+
+
+@pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="before torch 2.12")
+def test_many_models_of_one_class_and_many_sizes_stay_converted() -> None:
+    torch._dynamo.reset()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(8, 4, 3), nn.ReLU()).eval()
+        fast = convselect.compile(model, calibrate="never", strict=True)
+        assert len(layers_of(fast, X)) == 1
+    for side in range(10, 22):
+        assert len(layers_of(fast, randn(1, 8, side, side))) == 1
 
 
 def test_gradients_are_right_and_announced() -> None:

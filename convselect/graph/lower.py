@@ -76,8 +76,10 @@ class _Lowering:
 
     def read(self, value: Node, layout: Where, reader: Node) -> Node:
         """The new node that holds `value` in `layout`; None takes it as it is."""
-        if not is_activation(value.meta.get("val")) or layout is None or in_both(value.meta["val"]):
+        if not is_activation(value.meta.get("val")) or layout is None:
             return self.made[value]
+        if in_both(value.meta["val"]):
+            return self._as_traced(value, layout) if reader.op == "output" else self.made[value]
         if self.where[value] is layout:
             return self.made[value]
         if (value, layout) not in self.copies:
@@ -88,6 +90,15 @@ class _Lowering:
             self.copies[value, layout] = copy
         self.readers[value, layout].append(reader)
         return self.copies[value, layout]
+
+    def _as_traced(self, value: Node, layout: Layout) -> Node:
+        """A result of the graph has the strides of eager's, also where dimensions of size 1 make them meaningless."""
+        made, traced = self.made[value], value.meta["val"]
+        if made.meta["val"].stride() == traced.stride():
+            return made
+        copy = self.new.call_function(torch.ops.aten.clone.default, (made,), {"memory_format": layout.memory_format})
+        copy.meta["val"] = traced
+        return copy
 
     def run(self) -> Lowered:
         for position, node in enumerate(self.graph.find_nodes(op="placeholder")):
