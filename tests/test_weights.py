@@ -72,6 +72,12 @@ def one_element_around_autograd(model: nn.Sequential) -> None:
     model[0].weight.data[0, 0, 0, 0] += 50
 
 
+def corners_of_a_large_weight(model: nn.Sequential) -> None:
+    weight = model[3].weight.data
+    assert weight.nbytes > 64 * 1024
+    weight[-1, -1, -1, -1] += 100
+
+
 def by_numpy(model: nn.Sequential) -> None:
     model[0].bias.detach().numpy()[:] = np.arange(64)
 
@@ -86,7 +92,7 @@ def swap(model: nn.Sequential) -> None:
 
 CHANGES: list[Callable[[nn.Sequential], None]] = [
     set_data, replace_parameter, load_state, optimiser_step, in_place, one_element, in_inference_mode,
-    around_autograd, one_element_around_autograd, by_numpy, statistics, swap,
+    around_autograd, one_element_around_autograd, corners_of_a_large_weight, by_numpy, statistics, swap,
 ]  # fmt: skip
 
 

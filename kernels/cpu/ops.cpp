@@ -281,7 +281,7 @@ Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t div
 }
 
 // A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and
-// whether to read all of it (1) or one cache line in each page (0). The caller keeps the memory alive.
+// whether to read all of it (1) or one cache line in each page and the last (0). The caller keeps the memory alive.
 int64_t fingerprint(Tensor table) {
   STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == 3 && table.is_contiguous() &&
                       table.scalar_type() == torch::headeronly::ScalarType::Long,
@@ -294,12 +294,16 @@ int64_t fingerprint(Tensor table) {
       const int64_t *row = rows + 3 * i, step = row[2] ? LINE : PAGE;
       const char* bytes = reinterpret_cast<const char*>(row[0]);
       uint64_t lanes[4] = {};
-      for (int64_t at = 0; at < row[1]; at += step) {
-        __builtin_prefetch(bytes + at + AHEAD * step);
+      auto take = [&](int64_t at) {
         uint64_t words[8] = {};
         std::memcpy(words, bytes + at, static_cast<size_t>(row[1] - at < LINE ? row[1] - at : LINE));
         for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
+      };
+      for (int64_t at = 0; at < row[1]; at += step) {
+        __builtin_prefetch(bytes + at + AHEAD * step);
+        take(at);
       }
+      if (row[1] > LINE) take(row[1] - LINE);
       for (uint64_t lane : lanes) digests[i] = (digests[i] ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
     }
   });
