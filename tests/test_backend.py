@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 import warnings
 
 import pytest
@@ -318,36 +317,6 @@ def test_strict_accuracy_excludes_the_less_accurate() -> None:
     assert any("strict" in reason for reason in layer.refusals.values())
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"accuracy": "defualt"}, ["defualt", "'default'"]),
-        ({"select": "fast"}, ["fast", "measure"]),
-        ({"calibrate": True}, ["True", "always"]),
-        ({"budget_s": -1}, ["-1", "0 or more"]),
-        ({"memory_mb": "much"}, ["much", "megabytes"]),
-        ({"remainder": "jit"}, ["jit", "inductor"]),
-        ({"strict": "yes"}, ["yes", "True or False"]),
-    ],
-)
-def test_bad_options_are_named(options: dict[str, object], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
-        convselect.compile(block(), **options)
-
-
-def test_an_unknown_option_names_the_nearest() -> None:
-    torch._dynamo.reset()
-    fast = torch.compile(block(), backend="convselect", options={"acuracy": "fast"})
-    with torch.inference_mode(), pytest.raises(Exception, match=r"unknown option 'acuracy'.*'accuracy'"):
-        fast(X)
-
-
-@pytest.mark.parametrize("thing", [3, "resnet18", torch.relu, nn.Conv2d])
-def test_what_is_no_module_is_refused(thing: object) -> None:
-    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
-        convselect.compile(thing)
-
-
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_a_lazy_module() -> None:
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()).eval()
@@ -367,3 +336,12 @@ def test_nothing_warns_on_an_ordinary_model() -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("error")
         compiled(block(nn.BatchNorm2d(16), nn.ReLU()))(X)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_result_of_one_pixel_has_eagers_strides(layout: torch.memory_format, batch: int) -> None:
+    model = block(nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    x = randn(batch, 8, 16, 16).contiguous(memory_format=layout)
+    with torch.inference_mode():
+        assert_same(compiled(model)(x), model(x))

@@ -32,6 +32,16 @@ def activation_of(node: Node) -> Activation | None:
     return None
 
 
+def activation_after(node: Node) -> tuple[Activation, Node]:
+    """The activation that is `node`'s only reader, and its node; the identity and `node` itself if there is none."""
+    if len(node.users) == 1:
+        user = next(iter(node.users))
+        activation = activation_of(user)
+        if activation is not None and user.args[0] is node:
+            return activation, user
+    return IDENTITY, node
+
+
 def _clamp(node: Node) -> Activation | None:
     """Bounds that are numbers; absent ones are infinite, except hardtanh's, which are -1 and 1."""
     default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (-math.inf, math.inf)
@@ -63,14 +73,11 @@ def _residual(node: Node, conv: Node) -> Node | None:
 def fuse_activations_into_norms(graph: Graph) -> None:
     """An activation after a `scale_shift` becomes part of it."""
     for norm in graph.find_nodes(op="call_function", target=scale_shift):
-        users = list(norm.users)
-        if len(users) != 1 or users[0].args[0] is not norm or norm.meta["activation"] != IDENTITY:
-            continue
-        activation = activation_of(users[0])
-        if activation is not None:
+        activation, last = activation_after(norm)
+        if last is not norm:
             norm.meta["activation"] = activation
-            users[0].replace_all_uses_with(norm)
-            graph.erase_node(users[0])
+            last.replace_all_uses_with(norm)
+            graph.erase_node(last)
 
 
 def fuse_epilogues(graph: Graph) -> None:
@@ -88,13 +95,9 @@ def fuse_epilogues(graph: Graph) -> None:
             residual = _residual(user, conv)
             if residual is not None:
                 chain.append(user)
-        activation = IDENTITY
-        if len(chain[-1].users) == 1:
-            user = next(iter(chain[-1].users))
-            found = activation_of(user)
-            if found is not None and user.args[0] is chain[-1]:
-                activation = found
-                chain.append(user)
+        activation, last = activation_after(chain[-1])
+        if last is not chain[-1]:
+            chain.append(last)
         if len(chain) == 1:
             continue
         with graph.inserting_before(chain[-1]):

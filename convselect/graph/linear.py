@@ -6,8 +6,8 @@ import torch
 from torch.fx import Graph, Node
 
 from convselect.graph.capture import size_hint
-from convselect.graph.fuse import activation_of
-from convselect.primitive import ACTIVATIONS, IDENTITY
+from convselect.graph.fuse import activation_after
+from convselect.primitive import ACTIVATIONS
 
 aten = torch.ops.aten
 
@@ -29,12 +29,7 @@ def replace_linears(graph: Graph) -> None:
         weight = transposed.args[0]
         if not _is_matrix(x, MOST_ROWS) or not _is_matrix(weight) or not (bias is None or _is_vector(bias, weight)):
             continue
-        activation, last = IDENTITY, node
-        if len(node.users) == 1:
-            user = next(iter(node.users))
-            found = activation_of(user)
-            if found is not None and user.args[0] is node:
-                activation, last = found, user
+        activation, last = activation_after(node)
         with graph.inserting_before(last):
             code = ACTIVATIONS.index(activation.kind)
             arguments = (x, weight, bias, code, activation.alpha, activation.beta)

@@ -63,6 +63,11 @@ def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     return value.contiguous(memory_format=layout.memory_format)
 
 
+def with_strides(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """A view of `value`, which is dense, with other strides for its dimensions of size 1."""
+    return value.as_strided(value.shape, strides)
+
+
 class _Lowering:
     def __init__(self, graph: Graph, chosen: Mapping[Node, Option], constants: int) -> None:
         self.graph, self.chosen = graph, chosen
@@ -79,7 +84,7 @@ class _Lowering:
         if not is_activation(value.meta.get("val")) or layout is None:
             return self.made[value]
         if in_both(value.meta["val"]):
-            return self._as_traced(value, layout) if reader.op == "output" else self.made[value]
+            return self._as_traced(value) if reader.op == "output" else self.made[value]
         if self.where[value] is layout:
             return self.made[value]
         if (value, layout) not in self.copies:
@@ -91,14 +96,14 @@ class _Lowering:
         self.readers[value, layout].append(reader)
         return self.copies[value, layout]
 
-    def _as_traced(self, value: Node, layout: Layout) -> Node:
+    def _as_traced(self, value: Node) -> Node:
         """A result of the graph has the strides of eager's, also where dimensions of size 1 make them meaningless."""
         made, traced = self.made[value], value.meta["val"]
         if made.meta["val"].stride() == traced.stride():
             return made
-        copy = self.new.call_function(torch.ops.aten.clone.default, (made,), {"memory_format": layout.memory_format})
-        copy.meta["val"] = traced
-        return copy
+        view = self.new.call_function(with_strides, (made, tuple(int(stride) for stride in traced.stride())))
+        view.meta["val"] = traced
+        return view
 
     def run(self) -> Lowered:
         for position, node in enumerate(self.graph.find_nodes(op="placeholder")):

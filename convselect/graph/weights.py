@@ -71,16 +71,16 @@ class Constants:
     def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None]) -> None:
         self._fold, self._prepacks = fold, prepacks
         self._lock = threading.Lock()
-        self._state = _State((), ())
+        self._state: _State | None = None
 
     def current(self, statics: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The constants for these static inputs; packs again if one was replaced or written to."""
         state = self._state
-        if not state.matches(statics):
+        if state is None or not state.matches(statics):
             with self._lock:
-                if not self._state.matches(statics):
-                    self._state = _State(statics, pack(self._fold, self._prepacks, statics))
                 state = self._state
+                if state is None or not state.matches(statics):
+                    self._state = state = _State(statics, pack(self._fold, self._prepacks, statics))
         return state.packed
 
 
@@ -109,9 +109,7 @@ class _State:
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
         return (
-            len(statics) == len(self._addresses)
-            and self.packed != ()
-            and [tensor.data_ptr() for tensor in statics] == self._addresses
+            [tensor.data_ptr() for tensor in statics] == self._addresses
             and [statics[i]._version for i in self._versioned] == self._versions
             and torch.ops.convselect.fingerprint(self._table) == self._fingerprint
         )

@@ -66,6 +66,8 @@ convselect::Parallel parallel_here() {
           }};
 }
 
+const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
 void check_float(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == torch::headeronly::ScalarType::Float, name,
                   " must be a float32 tensor on the CPU");
@@ -147,7 +149,6 @@ Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed
 
 Call call_of(const Problem& p, const Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
              const std::optional<Tensor>& residual, const Tensor& dst, int64_t activation, double alpha, double beta) {
-  auto floats = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
   return {p,
           floats(src),
           floats(packed),
@@ -195,7 +196,7 @@ Tensor pack(Tensor weight, int64_t kernel_id, Ints sizes, Ints geometry) {
   STD_TORCH_CHECK(weight.is_contiguous() && weight.numel() == p.oc * (p.ic / p.g) * p.kh * p.kw,
                   "weight must be contiguous, [oc, ic/g, kh, kw]");
   Tensor packed = empty({1, 1, 1, kernel.packed_floats(p)}, false);
-  kernel.pack(p, static_cast<const float*>(weight.const_data_ptr()), static_cast<float*>(packed.mutable_data_ptr()));
+  kernel.pack(p, floats(weight), static_cast<float*>(packed.mutable_data_ptr()));
   return packed;
 }
 
@@ -207,8 +208,7 @@ Tensor to_layout(Tensor src, bool nhwc) {
   Tensor dst = empty(sizes, nhwc);
   if (src.numel() == 0) return dst;
   const auto& table = *loaded().table;
-  (nhwc ? table.to_nhwc : table.to_nchw)(static_cast<const float*>(src.const_data_ptr()),
-                                         static_cast<float*>(dst.mutable_data_ptr()), sizes[0], sizes[1],
+  (nhwc ? table.to_nhwc : table.to_nchw)(floats(src), static_cast<float*>(dst.mutable_data_ptr()), sizes[0], sizes[1],
                                          sizes[2] * sizes[3], parallel_here());
   return dst;
 }
@@ -226,7 +226,6 @@ Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, d
   check_act(activation);
   Tensor dst = empty(sizes, nhwc);
   if (src.numel() == 0) return dst;
-  auto floats = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
   loaded().table->scale_shift({sizes[0], sizes[1], sizes[2] * sizes[3], nhwc, floats(src), floats(scale), floats(shift),
                                static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
                                static_cast<float>(alpha), static_cast<float>(beta)},
@@ -252,7 +251,6 @@ Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t act
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   Tensor dst(handle);
-  auto floats = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
   if (m > 0 && n > 0)
     loaded().table->linear({m, n, k, floats(src), floats(weight), bias ? floats(*bias) : nullptr,
                             static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
@@ -274,8 +272,7 @@ Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t div
   Tensor dst = empty({sizes[0], sizes[1], g[8], g[9]}, true);
   if (src.numel() == 0) return dst;
   loaded().table->pool({sizes[0], sizes[1], sizes[2], sizes[3], g[8], g[9], g[0], g[1], g[2], g[3], g[4], g[5], g[6],
-                        g[7], max, include_pad, divisor, static_cast<const float*>(src.const_data_ptr()),
-                        static_cast<float*>(dst.mutable_data_ptr())},
+                        g[7], max, include_pad, divisor, floats(src), static_cast<float*>(dst.mutable_data_ptr())},
                        parallel_here());
   return dst;
 }

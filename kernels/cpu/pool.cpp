@@ -1,7 +1,7 @@
 // Maximum and average pooling in NHWC, vectorised over the channels.
 #include "pool.h"
 
-#include "parallel.h"
+#include "rows.h"
 
 namespace convselect::CONVSELECT_ISA {
 namespace {
@@ -12,9 +12,9 @@ struct Taps {
 };
 
 CS_INLINE Taps inside(int64_t start, int64_t taps, int64_t dilation, int64_t size) {
-  const int64_t begin = start < 0 ? ceil_div(-start, dilation) : 0;
-  const int64_t end = size > start ? min_of(taps, ceil_div(size - start, dilation)) : 0;
-  return {begin, max_of(begin, end)};
+  Taps t;
+  clip(start, dilation, size, taps, &t.begin, &t.end);
+  return t;
 }
 
 // The larger of the two; NaN wins, as in torch.
