@@ -38,7 +38,7 @@ struct Pixels {
   const float* packed;
   float* dst;
   const float* residual;
-  int64_t channels, src_row, dst_row, blocks;
+  int64_t channels, src_row, dst_row, dst_stride, blocks;
   int64_t c_begin, c_end;
   const Epilogue* epilogue;
 };
@@ -54,7 +54,8 @@ void pixels(const Pixels& b) {
   const float* window[PADDED ? ROWS * COLUMNS : 1];
   if (PADDED)
     for (int i = 0; i < ROWS * COLUMNS; ++i) window[i] = b.window[i];
-  const int64_t channels = b.channels, src_row = b.src_row, dst_row = b.dst_row, c_end = b.c_end;
+  const int64_t channels = b.channels, src_row = b.src_row, dst_row = b.dst_row, dst_stride = b.dst_stride,
+                c_end = b.c_end;
   auto at_channel = [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
     auto get = [&](const float* from)
                    __attribute__((always_inline)) { return lanes == VL ? load(from) : load_part(from, lanes); };
@@ -91,7 +92,7 @@ void pixels(const Pixels& b) {
     for (int y = 0; y < PY; ++y)
 #pragma GCC unroll 8
       for (int x = 0; x < PX; ++x) {
-        const int64_t at = y * dst_row + x * channels + c;
+        const int64_t at = y * dst_row + x * dst_stride + c;
         Vec value = acc[y][x];
         if (residual) value += get(residual + at);
         value = in_range(value, range);
@@ -106,8 +107,8 @@ void pixels(const Pixels& b) {
     for (; c + VL <= c_end; c += VL) at_channel(c, VL);
     if (c < c_end) at_channel(c, c_end - c);
     src += PX * S * channels;
-    dst += PX * channels;
-    if (residual) residual += PX * channels;
+    dst += PX * dst_stride;
+    if (residual) residual += PX * dst_stride;
   }
 }
 
@@ -175,7 +176,8 @@ void run_nhwc(const Call& call) {
     b.packed = call.packed;
     b.channels = channels;
     b.src_row = p.iw * channels;
-    b.dst_row = ow * channels;
+    b.dst_row = ow * call.dst_stride;
+    b.dst_stride = call.dst_stride;
     b.c_begin = part * registers / parts * VL;
     b.c_end = min_of(channels, (part + 1) * registers / parts * VL);
     b.epilogue = &e;
@@ -192,7 +194,7 @@ void run_nhwc(const Call& call) {
       const bool inside = top >= 0 && top + window_rows <= p.ih;
       for (int64_t i = 0; i * px < ow;) {
         const int64_t x = min_of(i * px, ow - px);  // the last block overlaps the one before it
-        const int64_t at = ((n * oh + y) * ow + x) * channels, left = x * p.sw - p.pw;
+        const int64_t at = ((n * oh + y) * ow + x) * call.dst_stride, left = x * p.sw - p.pw;
         b.dst = call.dst + at;
         b.residual = e.residual ? e.residual + at : nullptr;
         b.blocks = 1;
@@ -213,7 +215,7 @@ void run_nhwc(const Call& call) {
       if (!Range(e).complete)
         for (int64_t r = 0; r < step; ++r)
           for (int64_t x = 0; x < ow; ++x)
-            activate_span(call.dst + ((n * oh + y + r) * ow + x) * channels + b.c_begin, b.c_end - b.c_begin, e);
+            activate_span(call.dst + ((n * oh + y + r) * ow + x) * call.dst_stride + b.c_begin, b.c_end - b.c_begin, e);
     }
   });
 }

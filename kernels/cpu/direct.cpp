@@ -52,9 +52,9 @@ void run_nhwc(const Call& call) {
     g.k = k;
     g.a = a;
     g.b = call.packed + group * groups.packed_floats(p.taps() * k);
-    g.c = call.dst + begin * p.oc + group * n;
-    g.ldc = p.oc;
-    g.residual = e.residual ? e.residual + begin * p.oc + group * n : nullptr;
+    g.c = call.dst + begin * call.dst_stride + group * n;
+    g.ldc = call.dst_stride;
+    g.residual = e.residual ? e.residual + begin * call.dst_stride + group * n : nullptr;
     g.epilogue = &own;
     gemm(g, groups, grid.group_begin(task), grid.group_end(task));
   });
@@ -118,7 +118,7 @@ void run_padded(const Call& call) {
     const int64_t top = y0 * p.sh - p.ph, rows = (y1 - 1 - y0) * p.sh + (p.kh - 1) * p.dh + 1;
     for (int64_t r = 0; r < rows; ++r) pad_row<NHWC>(p, call.src, n, top + r, padded + r * band.width);
     for (int64_t y = y0; y < y1; y += band.step) {
-      const int64_t m = min_of(band.step, y1 - y) * ow, first = ((n * oh + y) * ow) * p.oc;
+      const int64_t m = min_of(band.step, y1 - y) * ow, first = ((n * oh + y) * ow) * call.dst_stride;
       for (int64_t ky = 0; ky < p.kh; ++ky)
         for (int64_t i = 0, r = y - y0; i < m; i += ow, ++r)
           for (int64_t x = 0; x < ow; ++x)
@@ -130,7 +130,7 @@ void run_padded(const Call& call) {
       g.a = a;
       g.b = call.packed;
       g.c = call.dst + first;
-      g.ldc = p.oc;
+      g.ldc = call.dst_stride;
       g.residual = call.epilogue.residual ? call.epilogue.residual + first : nullptr;
       g.epilogue = &call.epilogue;
       gemm(g, groups, grid.group_begin(task), grid.group_end(task));

@@ -66,9 +66,9 @@ void run_row(const Call& call) {
     g.k = k;
     g.a = a;
     g.b = call.packed + group * groups.packed_floats(k);
-    g.c = call.dst + begin * p.oc + group * n;
-    g.ldc = p.oc;
-    g.residual = e.residual ? e.residual + begin * p.oc + group * n : nullptr;
+    g.c = call.dst + begin * call.dst_stride + group * n;
+    g.ldc = call.dst_stride;
+    g.residual = e.residual ? e.residual + begin * call.dst_stride + group * n : nullptr;
     g.epilogue = &own;
     gemm(g, groups, grid.group_begin(task), grid.group_end(task));
   });

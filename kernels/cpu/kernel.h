@@ -38,7 +38,8 @@ struct Call {
   const float* src;
   const float* packed;
   float* dst;
-  float* workspace;  // workspace_floats(p, parallel.threads) floats, 64-byte aligned, contents undefined
+  int64_t dst_stride;  // floats from a pixel of an NHWC dst (and residual) to the next, at least oc; unused in NCHW
+  float* workspace;    // workspace_floats(p, parallel.threads) floats, 64-byte aligned, contents undefined
   Epilogue epilogue;
   Parallel parallel;
 };

@@ -137,7 +137,7 @@ void run_column(const Call& call) {
     const int64_t width = min_of(p.oc, groups.begin(grid.group_end(task)) * VL) - n;
     float* product = call.workspace + slot * (band.product + band.pointers);
     const float** a = reinterpret_cast<const float**>(product + band.product);
-    auto dst = [&](int64_t y, int64_t x) { return ((image * oh + y) * ow + x) * p.oc + n; };
+    auto dst = [&](int64_t y, int64_t x) { return ((image * oh + y) * ow + x) * call.dst_stride + n; };
     for (int64_t q = 0; q < (y1 - y0) * ow; ++q)
       for (int64_t i = 0; i < width; ++i) call.dst[dst(y0, q) + i] = 0.0f;
     for (int64_t tap = 0; tap < p.taps(); ++tap) {

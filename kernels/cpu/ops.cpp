@@ -84,6 +84,15 @@ bool dense(const Tensor& t, bool nhwc) {
   return true;
 }
 
+// Floats from pixel to pixel of a range of the channels of a dense NHWC tensor; 0 if it is none.
+int64_t pixel_stride(const Tensor& t) {
+  const int64_t h = t.size(2), w = t.size(3);
+  const int64_t stride = w > 1 ? t.stride(3) : h > 1 ? t.stride(2) : t.size(0) > 1 ? t.stride(0) / h : t.size(1);
+  const bool regular = (t.size(1) == 1 || t.stride(1) == 1) && (h == 1 || t.stride(2) == w * stride) &&
+                       (t.size(0) == 1 || t.stride(0) == h * w * stride);
+  return regular ? stride : 0;
+}
+
 void check_activation(const Tensor& t, const char* name, bool nhwc, const int64_t (&sizes)[4]) {
   check_float(t, name);
   STD_TORCH_CHECK(t.dim() == 4, name, " has ", t.dim(), " dimensions, must have 4");
@@ -153,6 +162,7 @@ Call call_of(const Problem& p, const Tensor& src, const Tensor& packed, const st
           floats(src),
           floats(packed),
           static_cast<float*>(dst.mutable_data_ptr()),
+          p.oc,
           nullptr,
           {bias ? floats(*bias) : nullptr, residual ? floats(*residual) : nullptr,
            static_cast<convselect::Act>(activation), static_cast<float>(alpha), static_cast<float>(beta)},
@@ -171,15 +181,24 @@ Tensor conv(Tensor src, Tensor packed, std::optional<Tensor> bias, std::optional
   return dst;
 }
 
-// As `conv`, into buffers of the caller's.
+// As `conv`, into buffers of the caller's; dst may be a range of the channels of an NHWC tensor.
 void conv_out(Tensor dst, Tensor workspace, Tensor src, Tensor packed, std::optional<Tensor> bias,
               std::optional<Tensor> residual, int64_t kernel_id, Ints geometry, int64_t activation, double alpha,
               double beta) {
   const Kernel& kernel = kernel_at(kernel_id);
   const Problem p = check_conv(kernel, src, packed, bias, residual, geometry, activation);
-  check_activation(dst, "dst", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
+  check_float(dst, "dst");
+  STD_TORCH_CHECK(
+      dst.dim() == 4 && dst.size(0) == p.mb && dst.size(1) == p.oc && dst.size(2) == p.oh() && dst.size(3) == p.ow(),
+      "dst must have the sizes of the result");
   if (p.mb == 0) return;
   Call call = call_of(p, src, packed, bias, residual, dst, activation, alpha, beta);
+  if (!dense(dst, kernel.dst_nhwc)) {
+    call.dst_stride = kernel.dst_nhwc ? pixel_stride(dst) : 0;
+    STD_TORCH_CHECK(call.dst_stride >= p.oc && !residual,
+                    "dst must be dense, or, without a residual, a range of the "
+                    "channels of a dense NHWC tensor");
+  }
   check_float(workspace, "workspace");
   const int64_t floats = kernel.workspace_floats(p, call.parallel.threads);
   STD_TORCH_CHECK(workspace.numel() >= floats, "workspace has ", workspace.numel(), " elements, ", kernel.name,

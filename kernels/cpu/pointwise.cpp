@@ -36,9 +36,9 @@ void run_nhwc(const Call& call) {
     g.k = p.ic;
     g.a = a;
     g.b = call.packed;
-    g.c = call.dst + begin * p.oc;
-    g.ldc = p.oc;
-    g.residual = call.epilogue.residual ? call.epilogue.residual + begin * p.oc : nullptr;
+    g.c = call.dst + begin * call.dst_stride;
+    g.ldc = call.dst_stride;
+    g.residual = call.epilogue.residual ? call.epilogue.residual + begin * call.dst_stride : nullptr;
     g.epilogue = &call.epilogue;
     gemm(g, groups, grid.group_begin(task), grid.group_end(task));
   });

@@ -123,7 +123,7 @@ void transform_dst(const Call& call, const Tiling& tiling, int64_t begin, int64_
     const bool inside = rows == F::OUT && columns == F::OUT && range.complete;
     for (int64_t v = 0; v < registers; ++v) {
       const int64_t c = first + v * VL, lanes = min_of(VL, p.oc - c);
-      const int64_t at = ((n * oh + y0) * ow + x0) * p.oc + c;
+      const int64_t at = ((n * oh + y0) * ow + x0) * call.dst_stride + c;
       Vec y[F::OUT][F::OUT];
       output_tile<F>(m + v * VL, plane, y);
       const Vec bias = !e.bias ? Vec{} : lanes == VL ? load(e.bias + c) : load_part(e.bias + c, lanes);
@@ -133,8 +133,9 @@ void transform_dst(const Call& call, const Tiling& tiling, int64_t begin, int64_
         for (int i = 0; i < F::OUT; ++i)
 #pragma GCC unroll 4
           for (int j = 0; j < F::OUT; ++j) {
-            const int64_t o = (i * ow + j) * p.oc;
-            __builtin_prefetch(to + o + F::OUT * p.oc, 1, 3);  // the next tile's, so that its stores find their lines
+            const int64_t o = (i * ow + j) * call.dst_stride;
+            __builtin_prefetch(to + o + F::OUT * call.dst_stride, 1,
+                               3);  // the next tile's, so that its stores find their lines
             Vec value = y[i][j] + bias;
             if (e.residual) value += load(e.residual + at + o);
             store(to + o, in_range(value, range));
@@ -143,7 +144,7 @@ void transform_dst(const Call& call, const Tiling& tiling, int64_t begin, int64_
       }
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j) {
-          const int64_t o = at + (i * ow + j) * p.oc;
+          const int64_t o = at + (i * ow + j) * call.dst_stride;
           Vec value = y[i][j] + bias;
           if (e.residual) value += lanes == VL ? load(e.residual + o) : load_part(e.residual + o, lanes);
           value = range.complete ? in_range(value, range) : activate(value, e.act, e.alpha, e.beta);
