@@ -26,11 +26,13 @@ from convselect.graph.capture import (
     size_hint,
     static_inputs,
 )
-from convselect.graph.fold import drop_pool_indices, fold_batch_norms
+from convselect.graph.fold import fold_batch_norms
 from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
 from convselect.graph.linear import replace_linears
 from convselect.graph.lower import Lowered, lower
+from convselect.graph.program import split
 from convselect.graph.remainder import compile_remainder
+from convselect.graph.simplify import simplify
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
 from convselect.plan import TransformPlan
@@ -92,12 +94,13 @@ class Backend:
         with fake:
             lowered = lower(graph, assignment.chosen, len(prepacks))
         plan = dataclasses.replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
-        body: Callable[..., Any] = lowered.module
+        module = split(lowered.module, len(prepacks))
+        body: Callable[..., Any] = module
         if self.options.remainder == "inductor":
             with fake:
                 fakes = pack(fold, prepacks, [example_inputs[position] for position in positions])
             body = compile_remainder(lowered.module, fake, fakes)
-        return CompiledGraph(plan, lowered.module, body, Constants(fold, prepacks), positions, lowered.arguments)
+        return CompiledGraph(plan, module, body, Constants(fold, prepacks), positions, lowered.arguments)
 
 
 def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Node]]:
@@ -109,7 +112,7 @@ def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Nod
     others = find_convolutions(graph, constant)
     constant = constants(graph, static)
     fold_batch_norms(graph, constant)
-    drop_pool_indices(graph)
+    simplify(graph)
     fuse_epilogues(graph)
     fuse_activations_into_norms(graph)
     replace_linears(graph)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from convselect.graph.program import Segment
 from convselect.graph.weights import Constants
 from convselect.plan import Plan
 
@@ -31,7 +32,7 @@ class CompiledGraph:
         statics: Sequence[int],
         arguments: Sequence[int],
     ) -> None:
-        """`module` is what `body` was made from; both take the constants, then the inputs at `arguments`."""
+        """`module` and `body`, which may be the same, take the tuple of constants, then the inputs at `arguments`."""
         self.plan, self.module = plan, module
         self._body, self._constants = body, constants
         self._statics, self._arguments = statics, arguments
@@ -42,7 +43,7 @@ class CompiledGraph:
         packed = self._constants.current([args[i] for i in self._statics])
         rest = [args[i] for i in self._arguments]
         args.clear()
-        return self._body(*packed, *rest)
+        return self._body(packed, *rest)
 
     def measured_plan(self, args: list[Any], rounds: int = 10) -> Plan:
         """The plan with each layer's least time over `rounds` runs, in place: caches are as the network leaves them."""
@@ -50,7 +51,7 @@ class CompiledGraph:
         timer = _LayerTimer(self.module)
         with torch.inference_mode():
             for _ in range(rounds):
-                timer.run(*packed, *(args[i] for i in self._arguments))
+                timer.run(packed, *(args[i] for i in self._arguments))
         layers = (replace(layer, measured_ms=timer.least_ms.get(layer.name)) for layer in self.plan.layers)
         return replace(self.plan, layers=tuple(layers))
 
@@ -61,10 +62,14 @@ class _LayerTimer(Interpreter):
         self.least_ms: dict[str, float] = {}
 
     def run_node(self, n: Node) -> Any:
-        start = time.perf_counter()
-        result = super().run_node(n)
-        ms = 1e3 * (time.perf_counter() - start)
-        if (layer := n.meta.get("layer")) is not None:
+        if isinstance(n.target, Segment):
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            result, times = n.target.timed(*args)
+        else:
+            start = time.perf_counter()
+            result = super().run_node(n)
+            times = {layer: 1e3 * (time.perf_counter() - start)} if (layer := n.meta.get("layer")) else {}
+        for layer, ms in times.items():
             self.least_ms[layer] = min(ms, self.least_ms.get(layer, ms))
         return result
 

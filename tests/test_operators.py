@@ -24,7 +24,7 @@ def one_of_each_layout() -> list[KernelPrimitive]:
 
 def arguments(primitive: KernelPrimitive, src: torch.Tensor) -> tuple:
     packed = primitive.prepack(PROBLEM, torch.randn(6, 4, 3, 3))
-    return src, packed, torch.randn(6), None, primitive._kernel, PROBLEM.geometry, 1, 0.0, 0.0
+    return src, packed, torch.randn(6), None, primitive.kernel, PROBLEM.geometry, 1, 0.0, 0.0
 
 
 def source(layout: Layout, mb: int = 2) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_opcheck_of_conv(primitive: KernelPrimitive, mb: int) -> None:
 @pytest.mark.parametrize("primitive", one_of_each_layout(), ids=lambda k: k.name)
 def test_opcheck_of_pack(primitive: KernelPrimitive) -> None:
     weight = torch.randn(6, 4, 3, 3)
-    torch.library.opcheck(OPS.pack.default, (weight, primitive._kernel, [2, 4, 9, 8], PROBLEM.geometry))
+    torch.library.opcheck(OPS.pack.default, (weight, primitive.kernel, [2, 4, 9, 8], PROBLEM.geometry))
 
 
 @pytest.mark.parametrize("nhwc", [False, True])

@@ -213,7 +213,7 @@ def run(
     workspace = Guarded(primitive.workspace_bytes(p.with_batch(size[0]), torch.get_num_threads()) // 4, GARBAGE)
     dst = buffer.inner.as_strided(size, strides(size, primitive.dst_layout), buffer.inner.storage_offset())
     torch.ops.convselect.conv_out(
-        dst, workspace.inner, src, packed, bias, residual, primitive._kernel, p.geometry, ACTIVATIONS.index(kind),
+        dst, workspace.inner, src, packed, bias, residual, primitive.kernel, p.geometry, ACTIVATIONS.index(kind),
         alpha, beta,
     )  # fmt: skip
     assert buffer.intact(), f"{primitive.name} wrote outside dst"

@@ -81,17 +81,3 @@ def fold_batch_norms(graph: Graph, constant: set[Node]) -> None:
         users[0].replace_all_uses_with(new)
         for old in (users[0], norm, src) if absorbed else (users[0], norm):
             graph.erase_node(old)
-
-
-def drop_pool_indices(graph: Graph) -> None:
-    """max_pool2d_with_indices, whose indices nobody reads, becomes the operator with one result."""
-    for pool in graph.find_nodes(op="call_function", target=aten.max_pool2d_with_indices.default):
-        users = list(pool.users)
-        if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
-            continue
-        with graph.inserting_before(pool):
-            new = graph.call_function(aten.max_pool2d.default, pool.args, pool.kwargs)
-        new.meta = dict(users[0].meta)
-        users[0].replace_all_uses_with(new)
-        graph.erase_node(users[0])
-        graph.erase_node(pool)

@@ -22,4 +22,4 @@ def compile_remainder(module: GraphModule, fake: FakeTensorMode, constants: Sequ
     with fake:
         flat = make_fx(module, decomposition_table=select_decomp_table(), tracing_mode="real")(*inputs)
     compiled = compile_fx_inner(flat, inputs)
-    return lambda *args: compiled(list(args))
+    return lambda packed, *args: compiled([*packed, *args])

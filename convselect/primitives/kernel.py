@@ -39,21 +39,21 @@ class KernelPrimitive(Primitive):
         self.src_layout, self.dst_layout = src_layout, dst_layout
         self.accuracy, self.error_bound = accuracy, error_bound
         self._rules = rules
-        self._kernel = _OPS.kernel_id(_encode(name))
-        if self._kernel < 0:
+        self.kernel = _OPS.kernel_id(_encode(name))
+        if self.kernel < 0:
             raise ValueError(f"the compiled library has no kernel named {name!r}")
 
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         return next((reason for rule in self._rules if (reason := rule(problem))), None)
 
     def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
-        return int(_OPS.workspace_bytes(self._kernel, _sizes(problem), problem.geometry, threads))
+        return int(_OPS.workspace_bytes(self.kernel, _sizes(problem), problem.geometry, threads))
 
     def packed_bytes(self, problem: ConvProblem) -> int:
-        return int(_OPS.packed_bytes(self._kernel, _sizes(problem), problem.geometry))
+        return int(_OPS.packed_bytes(self.kernel, _sizes(problem), problem.geometry))
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        return _OPS.pack(weight.contiguous(), self._kernel, _sizes(problem), problem.geometry)
+        return _OPS.pack(weight.contiguous(), self.kernel, _sizes(problem), problem.geometry)
 
     def run(
         self,
@@ -66,7 +66,7 @@ class KernelPrimitive(Primitive):
     ) -> torch.Tensor:
         kind, alpha, beta = activation
         return _OPS.conv(
-            src, packed, bias, residual, self._kernel, problem.geometry, ACTIVATIONS.index(kind), alpha, beta
+            src, packed, bias, residual, self.kernel, problem.geometry, ACTIVATIONS.index(kind), alpha, beta
         )
 
 

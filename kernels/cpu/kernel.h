@@ -54,12 +54,16 @@ struct Kernel {
   void (*run)(const Call&);
 };
 
-// dst = act(src * scale[c] + shift[c]) of f32 [mb, channels, pixels], or [mb, pixels, channels] if nhwc.
+// dst = act(src * scale[c] + shift[c] + addend) of f32 [mb, channels, pixels], or [mb, pixels, channels] if nhwc. Null
+// for `scale`, `shift`, `addend` leaves that step out; dst may be src. Strides are floats from a pixel to the next,
+// and only NHWC has them; addend is dense. `scale_stride` is from an image's scale to the next one's, 0 if they share
+// it.
 struct ScaleShift {
   int64_t mb, channels, pixels;
   bool nhwc;
-  const float *src, *scale, *shift;
+  const float *src, *scale, *shift, *addend;
   float* dst;
+  int64_t src_stride, dst_stride, scale_stride;
   Act act;
   float alpha, beta;
 };
@@ -73,14 +77,16 @@ struct Linear {
   float alpha, beta;
 };
 
-// Pooling of f32 [mb, ih, iw, channels] into [mb, oh, ow, channels], with windows kh x kw. An average divides by
-// `divisor`, or if that is 0 by the taps inside the source (and its padding, if include_pad).
+// Pooling of f32 [mb, ih, iw, channels] into [mb, oh, ow, channels], with windows kh x kw; `dst_stride` floats from a
+// pixel of dst to the next. An average divides by `divisor`, or if that is 0 by the taps inside the source (and its
+// padding, if include_pad).
 struct Pool {
   int64_t mb, channels, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
   bool max, include_pad;
   int64_t divisor;
   const float* src;
   float* dst;
+  int64_t dst_stride;
 };
 
 // What one build of the sources for one instruction set offers.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "program.h"
 
 namespace {
 
@@ -102,13 +103,17 @@ void check_activation(const Tensor& t, const char* name, bool nhwc, const int64_
   STD_TORCH_CHECK(t.numel() == 0 || dense(t, nhwc), name, " must be dense in ", nhwc ? "NHWC" : "NCHW");
 }
 
+Tensor empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, aoti_torch_dtype_float32(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 Tensor empty(const int64_t (&sizes)[4], bool nhwc) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const int64_t strides[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, strides[nhwc], aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_strided(4, sizes, strides[nhwc]);
 }
 
 // Scratch of the calling thread, kept for the next call: fresh memory would be paid for in page faults each time.
@@ -245,10 +250,11 @@ Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, d
   check_act(activation);
   Tensor dst = empty(sizes, nhwc);
   if (src.numel() == 0) return dst;
-  loaded().table->scale_shift({sizes[0], sizes[1], sizes[2] * sizes[3], nhwc, floats(src), floats(scale), floats(shift),
-                               static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
-                               static_cast<float>(alpha), static_cast<float>(beta)},
-                              parallel_here());
+  loaded().table->scale_shift(
+      {sizes[0], sizes[1], sizes[2] * sizes[3], nhwc, floats(src), floats(scale), floats(shift), nullptr,
+       static_cast<float*>(dst.mutable_data_ptr()), sizes[1], sizes[1], 0, static_cast<convselect::Act>(activation),
+       static_cast<float>(alpha), static_cast<float>(beta)},
+      parallel_here());
   return dst;
 }
 
@@ -266,10 +272,7 @@ Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t act
   }
   check_act(activation);
   const int64_t sizes[2] = {m, n}, strides[2] = {n, 1};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor dst(handle);
+  Tensor dst = empty_strided(2, sizes, strides);
   if (m > 0 && n > 0)
     loaded().table->linear({m, n, k, floats(src), floats(weight), bias ? floats(*bias) : nullptr,
                             static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
@@ -290,10 +293,75 @@ Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t div
   STD_TORCH_CHECK(g[4] >= 0 && g[5] >= 0 && divisor >= 0, "padding and divisor must not be negative");
   Tensor dst = empty({sizes[0], sizes[1], g[8], g[9]}, true);
   if (src.numel() == 0) return dst;
-  loaded().table->pool({sizes[0], sizes[1], sizes[2], sizes[3], g[8], g[9], g[0], g[1], g[2], g[3], g[4], g[5], g[6],
-                        g[7], max, include_pad, divisor, floats(src), static_cast<float*>(dst.mutable_data_ptr())},
+  loaded().table->pool({sizes[0],
+                        sizes[1],
+                        sizes[2],
+                        sizes[3],
+                        g[8],
+                        g[9],
+                        g[0],
+                        g[1],
+                        g[2],
+                        g[3],
+                        g[4],
+                        g[5],
+                        g[6],
+                        g[7],
+                        max,
+                        include_pad,
+                        divisor,
+                        floats(src),
+                        static_cast<float*>(dst.mutable_data_ptr()),
+                        sizes[1]},
                        parallel_here());
   return dst;
+}
+
+const int64_t* longs(const Tensor& t, const char* name, int64_t least) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == torch::headeronly::ScalarType::Long && t.dim() == 1 &&
+                      t.is_contiguous() && t.numel() >= least,
+                  name, " must be a contiguous int64 vector of at least ", least, " elements");
+  return static_cast<const int64_t*>(t.const_data_ptr());
+}
+
+// Runs a program of `convselect/graph/program.py`: threads, floats of the arena, numbers of inputs, outputs and steps;
+// for each input and output its dimensions, sizes and strides; then the steps (program.h). Bases are 1 the arena, then
+// the inputs, then the outputs. The caller keeps alive what absolute addresses point to.
+std::vector<Tensor> run(Tensor program, Tensor arena, std::vector<Tensor> inputs, std::optional<Tensor> nanoseconds) {
+  const int64_t* word = longs(program, "program", 5);
+  const int64_t threads = word[0], floats_needed = word[1], input_count = word[2], output_count = word[3],
+                steps = word[4];
+  word += 5;
+  const auto parallel = parallel_here();
+  STD_TORCH_CHECK(parallel.threads == threads, "the program is for ", threads, " threads, torch now has ",
+                  parallel.threads);
+  check_float(arena, "arena");
+  STD_TORCH_CHECK(arena.numel() >= floats_needed, "arena has ", arena.numel(), " elements, the program needs ",
+                  floats_needed);
+  STD_TORCH_CHECK(static_cast<int64_t>(inputs.size()) == input_count, "there are ", inputs.size(),
+                  " inputs, the program has ", input_count);
+  std::vector<char*> bases{nullptr, static_cast<char*>(arena.mutable_data_ptr())};
+  for (const Tensor& input : inputs) {
+    check_float(input, "input");
+    const int64_t dim = *word++;
+    STD_TORCH_CHECK(input.dim() == dim, "an input has ", input.dim(), " dimensions, the program expects ", dim);
+    for (int64_t d = 0; d < dim; ++d)
+      STD_TORCH_CHECK(input.size(d) == word[d] && (word[d] == 1 || input.stride(d) == word[dim + d]),
+                      "an input has size ", input.size(d), " and stride ", input.stride(d), " in dimension ", d,
+                      ", the program expects ", word[d], " and ", word[dim + d]);
+    word += 2 * dim;
+    bases.push_back(const_cast<char*>(static_cast<const char*>(input.const_data_ptr())));
+  }
+  std::vector<Tensor> outputs;
+  for (int64_t i = 0; i < output_count; ++i) {
+    const int64_t dim = *word++;
+    outputs.push_back(empty_strided(dim, word, word + dim));
+    word += 2 * dim;
+    bases.push_back(static_cast<char*>(outputs.back().mutable_data_ptr()));
+  }
+  int64_t* times = nanoseconds ? const_cast<int64_t*>(longs(*nanoseconds, "nanoseconds", steps)) : nullptr;
+  convselect::execute(word, steps, bases.data(), *loaded().table, parallel, times);
+  return outputs;
 }
 
 // A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and
@@ -367,6 +435,7 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def("scale_shift(Tensor src, Tensor scale, Tensor shift, int activation, float alpha, float beta) -> Tensor");
   m.def("linear(Tensor src, Tensor weight, Tensor? bias, int activation, float alpha, float beta) -> Tensor");
   m.def("pool2d(Tensor src, int[] geometry, bool max, bool include_pad, int divisor) -> Tensor");
+  m.def("run(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? nanoseconds) -> Tensor[]");
   m.def("fingerprint(Tensor table) -> int");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
 }
@@ -386,6 +455,7 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("scale_shift", TORCH_BOX(&scale_shift));
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("pool2d", TORCH_BOX(&pool2d));
+  m.impl("run", TORCH_BOX(&run));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("to_layout", TORCH_BOX(&to_layout));
 }

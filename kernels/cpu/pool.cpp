@@ -43,8 +43,9 @@ CS_INLINE void pixel(const Pool& p, const float* window, Taps rows, Taps columns
   }
 }
 
+// The channels [c_begin, c_end) of one row of dst.
 template <bool MAX>
-void row(const Pool& p, int64_t n, int64_t y) {
+void row(const Pool& p, int64_t n, int64_t y, int64_t c_begin, int64_t c_end) {
   const int64_t top = y * p.sh - p.ph;
   const Taps rows = inside(top, p.kh, p.dh, p.ih);
   for (int64_t x = 0; x < p.ow; ++x) {
@@ -56,19 +57,24 @@ void row(const Pool& p, int64_t n, int64_t y) {
                               : (rows.end - rows.begin) * (columns.end - columns.begin);
     const float scale = 1.0f / static_cast<float>(divisor);
     const float* window = p.src + ((n * p.ih + top) * p.iw + left) * p.channels;
-    float* dst = p.dst + ((n * p.oh + y) * p.ow + x) * p.channels;
-    int64_t c = 0;
-    for (; c + 4 * VL <= p.channels; c += 4 * VL) pixel<MAX, 4>(p, window + c, rows, columns, scale, dst + c, VL);
-    for (; c < p.channels; c += VL)
-      pixel<MAX, 1>(p, window + c, rows, columns, scale, dst + c, min_of(VL, p.channels - c));
+    float* dst = p.dst + ((n * p.oh + y) * p.ow + x) * p.dst_stride;
+    int64_t c = c_begin;
+    for (; c + 4 * VL <= c_end; c += 4 * VL) pixel<MAX, 4>(p, window + c, rows, columns, scale, dst + c, VL);
+    for (; c < c_end; c += VL) pixel<MAX, 1>(p, window + c, rows, columns, scale, dst + c, min_of(VL, c_end - c));
   }
 }
 
 }  // namespace
 
 void pool(const Pool& p, const Parallel& parallel) {
-  for_tasks(parallel, p.mb * p.oh,
-            [&](int64_t task, int64_t) { (p.max ? row<true> : row<false>)(p, task / p.oh, task % p.oh); });
+  // A result of few rows, such as a global average, is split by channels too.
+  const int64_t rows = p.mb * p.oh, blocks = ceil_div(p.channels, 4 * VL);
+  const int64_t parts = min_of(blocks, ceil_div(2 * parallel.threads, rows));
+  for_tasks(parallel, rows * parts, [&](int64_t task, int64_t) {
+    const int64_t part = task % parts, y = task / parts;
+    const int64_t c_begin = part * blocks / parts * 4 * VL, c_end = (part + 1) * blocks / parts * 4 * VL;
+    (p.max ? row<true> : row<false>)(p, y / p.oh, y % p.oh, c_begin, min_of(c_end, p.channels));
+  });
 }
 
 }  // namespace convselect::CONVSELECT_ISA

@@ -1,4 +1,5 @@
-// dst = act(src * scale[c] + shift[c]): a batch norm that no convolution before it can absorb, with its activation.
+// dst = act(src * scale[c] + shift[c] + addend): a batch norm that no convolution before it can absorb, the excitation
+// of squeeze-and-excite, a sum, an activation that stands alone, or a copy into a range of channels.
 #include "scale_shift.h"
 
 #include "activation.h"
@@ -9,53 +10,56 @@ namespace {
 
 constexpr int64_t CHUNK = 16 * 1024;  // floats of a task, so that it is worth a thread's while
 
-struct Rows {
-  const float *src, *scale, *shift;
+// One row: a pixel's channels, with a scale and a shift for each, or a channel's pixels, which have them in common.
+struct Row {
+  const float *src, *scale, *shift, *addend;
   float* dst;
   Act act;
   float alpha, beta;
 };
 
-// n floats whose scale and shift run along with them.
-CS_INLINE void along(const Rows& r, int64_t n) {
+template <bool COMMON>
+CS_INLINE void run(const Row& r, int64_t n) {
   for (int64_t i = 0; i < n; i += VL) {
     const int64_t lanes = min_of(VL, n - i);
+    auto get = [&](const float* from)
+                   __attribute__((always_inline)) { return lanes == VL ? load(from + i) : load_part(from + i, lanes); };
+    Vec value = get(r.src);
+    if (r.scale) value *= COMMON ? splat(*r.scale) : get(r.scale);
+    if (r.shift) value += COMMON ? splat(*r.shift) : get(r.shift);
+    if (r.addend) value += get(r.addend);
+    value = activate(value, r.act, r.alpha, r.beta);
     if (lanes == VL)
-      store(r.dst + i, activate(load(r.src + i) * load(r.scale + i) + load(r.shift + i), r.act, r.alpha, r.beta));
+      store(r.dst + i, value);
     else
-      store_part(r.dst + i,
-                 activate(load_part(r.src + i, lanes) * load_part(r.scale + i, lanes) + load_part(r.shift + i, lanes),
-                          r.act, r.alpha, r.beta),
-                 lanes);
+      store_part(r.dst + i, value, lanes);
   }
 }
 
-// n floats of one channel.
-CS_INLINE void plane(const Rows& r, int64_t n) {
-  const Vec scale = splat(*r.scale), shift = splat(*r.shift);
-  for (int64_t i = 0; i < n; i += VL) {
-    const int64_t lanes = min_of(VL, n - i);
-    if (lanes == VL)
-      store(r.dst + i, activate(load(r.src + i) * scale + shift, r.act, r.alpha, r.beta));
-    else
-      store_part(r.dst + i, activate(load_part(r.src + i, lanes) * scale + shift, r.act, r.alpha, r.beta), lanes);
-  }
-}
+CS_INLINE const float* at(const float* base, int64_t offset) { return base ? base + offset : nullptr; }
 
 }  // namespace
 
 void scale_shift(const ScaleShift& s, const Parallel& parallel) {
-  // A row is a pixel's channels in NHWC, a channel's pixels in NCHW.
-  const int64_t rows = s.mb * (s.nhwc ? s.pixels : s.channels), length = s.nhwc ? s.channels : s.pixels;
+  const int64_t per_image = s.nhwc ? s.pixels : s.channels, rows = s.mb * per_image;
+  const int64_t length = s.nhwc ? s.channels : s.pixels;
+  const int64_t src_stride = s.nhwc ? s.src_stride : length, dst_stride = s.nhwc ? s.dst_stride : length;
   const int64_t tasks = max_of(1, min_of(rows, ceil_div(rows * length, CHUNK)));
   for_tasks(parallel, tasks, [&](int64_t task, int64_t) {
     for (int64_t row = task * rows / tasks; row < (task + 1) * rows / tasks; ++row) {
-      const int64_t channel = s.nhwc ? 0 : row % s.channels, at = row * length;
-      const Rows r{s.src + at, s.scale + channel, s.shift + channel, s.dst + at, s.act, s.alpha, s.beta};
+      const int64_t channel = s.nhwc ? 0 : row % s.channels;
+      const Row r{s.src + row * src_stride,
+                  at(s.scale, channel + row / per_image * s.scale_stride),
+                  at(s.shift, channel),
+                  at(s.addend, row * length),
+                  s.dst + row * dst_stride,
+                  s.act,
+                  s.alpha,
+                  s.beta};
       if (s.nhwc)
-        along(r, length);
+        run<false>(r, length);
       else
-        plane(r, length);
+        run<true>(r, length);
     }
   });
 }

@@ -1,0 +1,236 @@
+"""Programs: stretches of a lowered graph that run as one operator, no Python and no allocation between the steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from convselect.graph.arena import Buffer
+from convselect.graph.steps import (
+    Address,
+    Steps,
+    Value,
+    gives_strides,
+    is_nhwc,
+    is_step,
+    is_view,
+    takes_strides,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Program:
+    """What `convselect::run` takes, for one set of input sizes, one set of constants and one number of threads."""
+
+    words: torch.Tensor
+    arena_floats: int
+    layers: tuple[str | None, ...]
+    """The convolution that each step is, if it is one."""
+    constants: tuple[torch.Tensor, ...]
+    """Keeps alive what the words point to."""
+
+
+class Segment:
+    """A stretch of the graph: what its nodes compute from `inputs`, by programs made when first needed."""
+
+    __name__, __module__ = "program", "convselect"
+
+    def __init__(self, nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node], constants: list[Node]):
+        self.nodes, self.inputs, self.outputs = nodes, inputs, outputs
+        self._constants = constants
+        self._programs: tuple[object, dict[object, Program]] = ((), {})
+        self._arenas: list[torch.Tensor] = []
+
+    def __call__(self, packed: tuple[torch.Tensor, ...], *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return self._run(self.program(packed, inputs), inputs, None)
+
+    def timed(
+        self, packed: tuple[torch.Tensor, ...], *inputs: torch.Tensor
+    ) -> tuple[list[torch.Tensor], dict[str, float]]:
+        """The results, and the milliseconds of each convolution."""
+        program = self.program(packed, inputs)
+        nanoseconds = torch.zeros(len(program.layers), dtype=torch.int64)
+        results = self._run(program, inputs, nanoseconds)
+        times = zip(program.layers, nanoseconds.tolist(), strict=True)
+        return results, {layer: 1e-6 * time for layer, time in times if layer is not None}
+
+    def program(self, packed: tuple[torch.Tensor, ...], inputs: Sequence[torch.Tensor]) -> Program:
+        constants, programs = self._programs
+        if constants is not packed:
+            self._programs = packed, programs = packed, {}
+        key = (torch.get_num_threads(), *(value.shape for value in inputs))
+        if key not in programs:
+            programs[key] = self._build(packed, inputs)
+        return programs[key]
+
+    def _run(
+        self, program: Program, inputs: Sequence[torch.Tensor], nanoseconds: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        # An arena serves one call at a time; calls from several threads find or make others.
+        try:
+            arena = self._arenas.pop()
+        except IndexError:
+            arena = None
+        if arena is None or arena.numel() < program.arena_floats:
+            with torch.inference_mode(False):
+                arena = torch.empty(program.arena_floats)
+        results: list[torch.Tensor] = torch.ops.convselect.run(program.words, arena, inputs, nanoseconds)
+        self._arenas.append(arena)
+        return results
+
+    def _build(self, packed: tuple[torch.Tensor, ...], inputs: Sequence[torch.Tensor]) -> Program:
+        sizes = _Sizes(self.inputs, inputs)
+        values, buffers = place_values(self, sizes)
+        steps = Steps(sizes, dict(zip(self._constants, packed, strict=True)), torch.get_num_threads(), values)
+        layers: list[str | None] = []
+        for node in self.nodes:
+            steps.emit(node)
+            layers += [node.meta.get("layer")] * (len(steps.records) - len(layers))
+        words, arena = steps.words(buffers)
+        header = [steps.threads, arena, len(inputs), len(self.outputs), len(steps.records)]
+        for node in (*self.inputs, *self.outputs):
+            header += [node.meta["val"].dim(), *sizes(node), *sizes.strides(node)]
+        with torch.inference_mode(False):
+            return Program(torch.tensor(header + words), arena, tuple(layers), packed)
+
+
+class _Sizes:
+    """A node's sizes, with what is symbolic in them replaced by the inputs' values."""
+
+    def __init__(self, nodes: Sequence[Node], inputs: Sequence[torch.Tensor]) -> None:
+        self._known: dict[object, int] = {}
+        for node, value in zip(nodes, inputs, strict=True):
+            for symbol, size in zip(node.meta["val"].shape, value.shape, strict=True):
+                if isinstance(symbol, torch.SymInt) and symbol.node.expr.is_Symbol:
+                    self._known[symbol.node.expr] = size
+
+    def __call__(self, node: Node) -> tuple[int, ...]:
+        return tuple(self._number(size) for size in node.meta["val"].shape)
+
+    def strides(self, node: Node) -> tuple[int, ...]:
+        return tuple(self._number(stride) for stride in node.meta["val"].stride())
+
+    def _number(self, size: int | torch.SymInt) -> int:
+        return size if isinstance(size, int) else int(size.node.expr.subs(self._known))
+
+
+def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> tuple[dict[Node, Value], list[Buffer]]:
+    """Where each value of the segment lies, and the buffers with their lifetimes.
+
+    A value has a buffer of its own, shares its source's (a view), or lies in a range of the channels of the
+    concatenation that it is for.
+    """
+    home = _homes(segment)
+    given = {node: 2 + i for i, node in enumerate((*segment.inputs, *segment.outputs))}
+    buffers: dict[Node, Buffer] = {}
+    values: dict[Node, Value] = {}
+    position = {node: i for i, node in enumerate(segment.nodes)}
+    for node in (*segment.inputs, *segment.nodes):
+        at = position.get(node, 0)
+        if node in position and is_view(node):
+            values[node] = values[node.args[0]]
+            buffer = values[node].address.buffer
+        else:
+            owner, channel = home.get(node, (node, 0))
+            shape = sizes(owner)
+            buffer = buffers.setdefault(owner, Buffer(math.prod(shape), at, at, given.get(owner, 1)))
+            values[node] = Value(Address(buffer, channel), shape[1] if len(shape) == 4 else 0)
+        buffer.last = max(buffer.last, at, *(position.get(user, 0) for user in node.users))
+    return values, list(buffers.values())
+
+
+def _homes(segment: Segment) -> dict[Node, tuple[Node, int]]:
+    """Value -> the concatenation in whose memory it lies, and its first channel there.
+
+    From the last concatenation to the first, so that one which is the beginning of a later one (as in DenseNet) is a
+    part of that one's memory.
+    """
+    home: dict[Node, tuple[Node, int]] = {}
+    inside = set(segment.nodes)
+    for cat in reversed(segment.nodes):
+        if cat.target is not aten.cat.default or not is_nhwc(cat):
+            continue
+        operands = cat.args[0]
+        places = [home.get(operand) for operand in operands]
+        if cat not in home and cat not in segment.outputs and None not in places and _free(cat):
+            owner, channel = places[0]
+            channels = [0, *itertools.accumulate(_channels(operand) for operand in operands)]
+            if places == [(owner, channel + c) for c in channels[:-1]]:
+                home[cat] = owner, channel
+                continue
+        owner, channel = home.get(cat, (cat, 0))
+        for operand in operands:
+            alone = operands.count(operand) == 1 and operand not in home and operand not in segment.outputs
+            if alone and operand in inside and is_nhwc(operand) and gives_strides(operand) and _free(operand):
+                home[operand] = owner, channel
+            channel += _channels(operand)
+    return home
+
+
+def _free(node: Node) -> bool:
+    """Whether every reader of `node` can find it in a range of channels."""
+    return all(takes_strides(user) for user in node.users)
+
+
+def _channels(node: Node) -> int:
+    return int(node.meta["val"].shape[1])
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def split(module: GraphModule, constants: int) -> GraphModule:
+    """`module`, whose first `constants` inputs are packed weights and biases, with its stretches of steps as segments.
+
+    The result takes the tuple of constants, then the other inputs.
+    """
+    new, made = Graph(), {}
+    placeholders = module.graph.find_nodes(op="placeholder")
+    packed = new.placeholder("packed")
+    for node in placeholders[constants:]:
+        made[node] = new.placeholder(node.name)
+    given = placeholders[:constants]
+
+    def operand(node: Node) -> Node:
+        if node not in made:  # a constant that a node of no segment reads
+            made[node] = new.call_function(operator.getitem, (packed, given.index(node)))
+        return made[node]
+
+    def close(stretch: list[Node]) -> None:
+        inside = set(stretch)
+        outside: set[Node] = set()  # views that are read outside, and what they are views of
+        for node in reversed(stretch):
+            if is_view(node) and any(user not in inside or user in outside for user in node.users):
+                outside.add(node)
+        results = [n for n in stretch if n not in outside and any(u not in inside or u in outside for u in n.users)]
+        if results:
+            sources = dict.fromkeys(source for node in stretch for source in node.all_input_nodes)
+            inputs = [n for n in sources if n not in inside and n not in given and _is_tensor(n)]
+            call = new.call_function(Segment(stretch, inputs, results, given), (packed, *map(operand, inputs)))
+            for i, node in enumerate(results):
+                made[node] = new.call_function(operator.getitem, (call, i))
+        for node in stretch:
+            if node in outside:
+                made[node] = new.node_copy(node, operand)
+
+    stretch: list[Node] = []
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if is_step(node):
+            stretch.append(node)
+            continue
+        if stretch:
+            close(stretch)
+            stretch = []
+        made[node] = new.node_copy(node, operand)
+    return GraphModule({}, new)

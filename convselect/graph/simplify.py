@@ -1,0 +1,92 @@
+"""Operators in their plainest form: no needless copies, no indices that nobody reads, averages as `avg_pool2d`."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Graph, Node
+
+from convselect.graph.operators import is_activation
+
+aten = torch.ops.aten
+
+
+def simplify(graph: Graph) -> None:
+    """Rewrites operators to simpler ones with the same results; the kernels know the simpler ones."""
+    _drop_pool_indices(graph)
+    for node in graph.nodes:
+        if node.target is aten.mean.dim:
+            _global_average(graph, node)
+        elif node.target is aten._adaptive_avg_pool2d.default:
+            _adaptive_average(graph, node)
+        elif node.target is aten.clone.default:
+            _drop_clone(graph, node)
+
+
+def _drop_clone(graph: Graph, node: Node) -> None:
+    """A copy (dropout's, in inference) between operators of a graph, in which nothing is written to."""
+    src = node.args[0]
+    inner = src.op == "call_function" and all(user.op != "output" for user in node.users)
+    if inner and not node.kwargs and src.meta["val"].stride() == node.meta["val"].stride():
+        node.replace_all_uses_with(src)
+        graph.erase_node(node)
+
+
+def _drop_pool_indices(graph: Graph) -> None:
+    """max_pool2d_with_indices, whose indices nobody reads, becomes the operator with one result."""
+    for pool in graph.find_nodes(op="call_function", target=aten.max_pool2d_with_indices.default):
+        users = list(pool.users)
+        if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
+            continue
+        with graph.inserting_before(pool):
+            new = graph.call_function(aten.max_pool2d.default, pool.args, pool.kwargs)
+        new.meta = dict(users[0].meta)
+        users[0].replace_all_uses_with(new)
+        graph.erase_node(users[0])
+        graph.erase_node(pool)
+
+
+def _global_average(graph: Graph, node: Node) -> None:
+    """mean over the two spatial dimensions: one window. Without `keepdim`, a view after it."""
+    src, dims, *rest = node.args
+    value = src.meta.get("val")
+    if not is_activation(value) or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs:
+        return
+    size = _spatial(src)
+    if size is None:
+        return
+    with graph.inserting_before(node):
+        new = graph.call_function(aten.avg_pool2d.default, (src, size))
+        new.meta = {**node.meta, "val": value.new_empty((*value.shape[:2], 1, 1))}
+        last = new
+        if not (rest and rest[0]):
+            last = graph.call_function(aten.squeeze.dims, (new, [2, 3]))
+            last.meta = dict(node.meta)
+    node.replace_all_uses_with(last)
+    graph.erase_node(node)
+
+
+def _adaptive_average(graph: Graph, node: Node) -> None:
+    """Windows of equal size, where the result's size divides the source's; nothing where they are equal."""
+    src, out = node.args
+    size = _spatial(src)
+    if not is_activation(src.meta.get("val")) or size is None or 0 in out:
+        return
+    if any(length % parts for length, parts in zip(size, out, strict=True)):
+        return
+    if size == list(out):
+        node.replace_all_uses_with(src)
+    else:
+        with graph.inserting_before(node):
+            window = [length // parts for length, parts in zip(size, out, strict=True)]
+            new = graph.call_function(aten.avg_pool2d.default, (src, window))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _spatial(node: Node) -> list[int] | None:
+    """Height and width, where they are fixed."""
+    sizes = list(node.meta["val"].shape[2:])
+    return sizes if all(isinstance(size, int) and size > 0 for size in sizes) else None
