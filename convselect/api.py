@@ -16,6 +16,7 @@ from convselect.explanation import Explanation
 from convselect.options import Options
 from convselect.plan import merged
 from convselect.runtime import run_graphs
+from convselect.shortcut import Watcher, add_shortcuts
 
 _MOST_SIZES = 64
 """Compilations of one model, for different input sizes and modes, after which torch runs it eagerly and logs so."""
@@ -68,7 +69,13 @@ def compile(
     own = {"isolate_recompiles": True, "recompile_limit": _MOST_SIZES}
     own = {name: value for name, value in own.items() if name in inspect.signature(torch.compile).parameters}
     torch_compile: Callable[..., Callable[..., Any]] = torch.compile  # its stubs know only some of these
-    return torch_compile(model, backend=Backend(options), dynamic=dynamic, **own)
+    watcher = Watcher(model)
+    fast = torch_compile(
+        model, backend=Backend(options, watcher.see_graph), dynamic=dynamic,
+        options={"guard_filter_fn": watcher.see_guards}, **own,
+    )  # fmt: skip
+    add_shortcuts(fast, watcher)
+    return fast
 
 
 def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:
@@ -87,7 +94,8 @@ def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:
             'pass the result of convselect.compile(model) or torch.compile(model, backend="convselect")'
         )
     return Explanation(
-        merged([graph.measured_plan(args) for graph, args in ran]), type(getattr(fast, "_orig_mod", fast)).__name__
+        merged([run.graph.measured_plan(run.statics, run.rest) for run in ran]),
+        type(getattr(fast, "_orig_mod", fast)).__name__,
     )
 
 

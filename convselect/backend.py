@@ -45,8 +45,9 @@ class Backend:
 
     __name__ = "convselect"
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Options, made: Callable[[CompiledGraph], None] = lambda graph: None) -> None:
+        """`made` is told of each graph."""
+        self.options, self._made = options, made
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         wants_gradient = any(isinstance(value, torch.Tensor) and value.requires_grad for value in example_inputs)
@@ -100,7 +101,9 @@ class Backend:
             with fake:
                 fakes = pack(fold, prepacks, [example_inputs[position] for position in positions])
             body = compile_remainder(lowered.module, fake, fakes)
-        return CompiledGraph(plan, module, body, Constants(fold, prepacks), positions, lowered.arguments)
+        compiled = CompiledGraph(plan, module, body, Constants(fold, prepacks), positions, lowered.arguments)
+        self._made(compiled)
+        return compiled
 
 
 def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Node]]:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
@@ -15,7 +15,7 @@ from convselect.graph.program import Segment
 from convselect.graph.weights import Constants
 from convselect.plan import Plan
 
-_recorders: list[list[tuple[CompiledGraph, list[Any]]]] = []
+_recorders: list[list[Run]] = []
 
 
 class CompiledGraph:
@@ -38,20 +38,24 @@ class CompiledGraph:
         self._statics, self._arguments = statics, arguments
 
     def __call__(self, args: list[Any]) -> Any:
-        for recorder in _recorders:
-            recorder.append((self, list(args)))
-        packed = self._constants.current([args[i] for i in self._statics])
-        rest = [args[i] for i in self._arguments]
+        statics, rest = [args[i] for i in self._statics], [args[i] for i in self._arguments]
         args.clear()
-        return self._body(packed, *rest)
+        return self.run(statics, rest)
 
-    def measured_plan(self, args: list[Any], rounds: int = 10) -> Plan:
+    def run(self, statics: list[torch.Tensor], rest: list[Any]) -> Any:
+        """Of the static inputs, and the inputs that the body takes after the constants."""
+        results = self._body(self._constants.current(statics), *rest)
+        for recorder in _recorders:
+            recorder.append(Run(self, statics, rest, results))
+        return results
+
+    def measured_plan(self, statics: list[torch.Tensor], rest: list[Any], rounds: int = 10) -> Plan:
         """The plan with each layer's least time over `rounds` runs, in place: caches are as the network leaves them."""
-        packed = self._constants.current([args[i] for i in self._statics])
+        packed = self._constants.current(statics)
         timer = _LayerTimer(self.module)
         with torch.inference_mode():
             for _ in range(rounds):
-                timer.run(packed, *(args[i] for i in self._arguments))
+                timer.run(packed, *rest)
         layers = (replace(layer, measured_ms=timer.least_ms.get(layer.name)) for layer in self.plan.layers)
         return replace(self.plan, layers=tuple(layers))
 
@@ -74,18 +78,28 @@ class _LayerTimer(Interpreter):
         return result
 
 
+class Run(NamedTuple):
+    """One call of `CompiledGraph.run`."""
+
+    graph: CompiledGraph
+    statics: list[torch.Tensor]
+    rest: list[Any]
+    results: Sequence[Any]
+
+
 @contextlib.contextmanager
-def recording() -> Iterator[list[tuple[CompiledGraph, list[Any]]]]:
-    """Collects the compiled graphs that run inside, each with its inputs."""
-    record: list[tuple[CompiledGraph, list[Any]]] = []
+def recording() -> Iterator[list[Run]]:
+    """Collects the compiled graphs that run inside."""
+    record: list[Run] = []
     _recorders.append(record)
     try:
         yield record
     finally:
-        _recorders.remove(record)
+        # By identity: two recorders may hold equal records.
+        _recorders[:] = [other for other in _recorders if other is not record]
 
 
-def run_graphs(fast: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> list[tuple[CompiledGraph, list[Any]]]:
+def run_graphs(fast: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> list[Run]:
     """Calls `fast(*inputs)` under inference mode and returns the compiled graphs that it ran."""
     with recording() as record, torch.inference_mode():
         fast(*inputs)

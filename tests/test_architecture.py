@@ -23,6 +23,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"profiling", "calibration", "runtime"}),
     frozenset({"planning"}),
     frozenset({"backend"}),
+    frozenset({"shortcut"}),
     frozenset({"api"}),
     frozenset({""}),
     frozenset({"bench"}),

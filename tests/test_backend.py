@@ -38,7 +38,7 @@ def assert_same(got, expected) -> None:
 
 
 def layers_of(fast, x: torch.Tensor) -> list:
-    return [layer for graph, _ in run_graphs(fast, [x]) for layer in graph.plan.layers]
+    return [layer for run in run_graphs(fast, [x]) for layer in run.graph.plan.layers]
 
 
 def block(*tail: nn.Module) -> nn.Sequential:
@@ -166,7 +166,7 @@ def test_activations_are_fused(name: str) -> None:
     fast = compiled(model, strict=True)
     with torch.inference_mode():
         assert_same(fast(3 * X), model(3 * X))
-    graph, _ = run_graphs(fast, [X])[0]
+    graph = run_graphs(fast, [X])[0].graph
     fused = {"relu6": "clamp", "hardtanh": "clamp"}.get(name, name)
     assert graph.plan.layers[0].activation == fused
     assert not graph.plan.operators
@@ -295,12 +295,12 @@ def test_ways_to_select(select: str) -> None:
 def test_memory_is_bounded_or_refused() -> None:
     model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).eval()
     x = randn(1, 64, 56, 56)
-    free = run_graphs(compiled(model), [x])[0][0].plan
+    free = run_graphs(compiled(model), [x])[0].graph.plan
     bound = 3 * 64 * 64 * 9 * 4 * 1.5 / 2**20
     with torch.inference_mode():
         fast = compiled(model, memory_mb=bound)
         assert_same(fast(x), model(x))
-    plan = run_graphs(fast, [x])[0][0].plan
+    plan = run_graphs(fast, [x])[0].graph.plan
     assert plan.packed_bytes + plan.workspace_bytes <= bound * 2**20
     assert plan.total_predicted_ms >= free.total_predicted_ms
     with torch.inference_mode(), pytest.raises(Exception, match=r"memory_mb is 0\.001"):

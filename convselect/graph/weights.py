@@ -12,9 +12,6 @@ from convselect.graph.capture import convolution, scale_shift
 
 Prepack = Callable[[torch.Tensor], torch.Tensor]
 
-_WHOLE = 64 * 1024
-"""Tensors up to this many bytes are fingerprinted whole, larger ones by one cache line in each page."""
-
 
 def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, list[int]]:
     """Moves what computes the weights and biases of `convolution` and `scale_shift` nodes out of `graph`.
@@ -89,8 +86,9 @@ class _State:
 
     A tensor is unchanged if it has the same address, the same version and the same fingerprint. The address cannot be
     reused by another tensor, since an alias keeps the storage alive. The version counts every write that autograd
-    sees; the fingerprint also sees writes that go around it (`.data`, NumPy) unless they touch only a few elements of a
-    large tensor. Tensors made under inference mode have no version and are fingerprinted whole.
+    sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 16 KiB whole, and
+    of larger ones 32 cache lines all over it, so it sees whatever changes all of a tensor, or more than a 31st of it in
+    one run. Tensors made under inference mode have no version and are read whole.
     """
 
     def __init__(self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...]) -> None:
@@ -100,19 +98,39 @@ class _State:
         self._versioned = [i for i, tensor in enumerate(statics) if not tensor.is_inference()]
         self._versions = [statics[i]._version for i in self._versioned]
         rows = [
-            (tensor.data_ptr(), storage_bytes(tensor), int(tensor.is_inference() or storage_bytes(tensor) <= _WHOLE))
+            (tensor.data_ptr(), storage_bytes(tensor), _line_distance(tensor))
             for tensor in statics
             if tensor.device.type == "cpu"
         ]
         self._table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 3)
+        self._objects = torch.tensor(
+            [[a] for tensor in statics for a in _addresses_of(tensor)], dtype=torch.int64
+        ).reshape(-1, 1)
         self._fingerprint = torch.ops.convselect.fingerprint(self._table)
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
+        torch.ops.convselect.prefetch(self._objects)
         return (
             [tensor.data_ptr() for tensor in statics] == self._addresses
             and [statics[i]._version for i in self._versioned] == self._versions
             and torch.ops.convselect.fingerprint(self._table) == self._fingerprint
         )
+
+
+_LINE, _WHOLE, _SAMPLED = 64, 16 * 1024, 31
+
+
+def _line_distance(tensor: torch.Tensor) -> int:
+    """Bytes from one cache line that is fingerprinted to the next; the last is read in any case."""
+    if tensor.is_inference() or storage_bytes(tensor) <= _WHOLE:
+        return _LINE
+    return storage_bytes(tensor) // _SAMPLED
+
+
+def _addresses_of(tensor: torch.Tensor) -> list[int]:
+    """Where the objects lie that asking for a tensor's address and version reads. Only hints."""
+    inner = tensor._cdata
+    return [id(tensor), inner, inner + _LINE, inner + 2 * _LINE, tensor.untyped_storage()._cdata]
 
 
 def storage_bytes(tensor: torch.Tensor) -> int:

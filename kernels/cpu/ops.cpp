@@ -364,18 +364,22 @@ std::vector<Tensor> run(Tensor program, Tensor arena, std::vector<Tensor> inputs
   return outputs;
 }
 
-// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and
-// whether to read all of it (1) or one cache line in each page and the last (0). The caller keeps the memory alive.
-int64_t fingerprint(Tensor table) {
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == 3 && table.is_contiguous() &&
+const int64_t* rows_of(const Tensor& table, int64_t columns) {
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns && table.is_contiguous() &&
                       table.scalar_type() == torch::headeronly::ScalarType::Long,
-                  "table must be a contiguous int64 tensor [n, 3]");
-  constexpr int64_t LINE = 64, PAGE = 4096, AHEAD = 24;  // steps: cold lines of cold pages, fetched side by side
-  const int64_t* rows = static_cast<const int64_t*>(table.const_data_ptr());
+                  "table must be a contiguous int64 tensor [n, ", columns, "]");
+  return static_cast<const int64_t*>(table.const_data_ptr());
+}
+
+// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and the
+// distance of the cache lines that are read, beside the last one. The caller keeps the memory alive.
+int64_t fingerprint(Tensor table) {
+  constexpr int64_t LINE = 64, AHEAD = 24;  // steps: cold lines of cold pages, fetched side by side
+  const int64_t* rows = rows_of(table, 3);
   std::vector<uint64_t> digests(table.size(0));
-  torch::stable::parallel_for(0, table.size(0), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, table.size(0), 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t *row = rows + 3 * i, step = row[2] ? LINE : PAGE;
+      const int64_t *row = rows + 3 * i, step = row[2];
       const char* bytes = reinterpret_cast<const char*>(row[0]);
       uint64_t lanes[4] = {};
       auto take = [&](int64_t at) {
@@ -383,6 +387,7 @@ int64_t fingerprint(Tensor table) {
         std::memcpy(words, bytes + at, static_cast<size_t>(row[1] - at < LINE ? row[1] - at : LINE));
         for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
       };
+      if (i + 1 < end) __builtin_prefetch(reinterpret_cast<const char*>(row[3]));
       for (int64_t at = 0; at < row[1]; at += step) {
         __builtin_prefetch(bytes + at + AHEAD * step);
         take(at);
@@ -394,6 +399,25 @@ int64_t fingerprint(Tensor table) {
   uint64_t digest = 0;
   for (uint64_t one : digests) digest = (digest ^ one ^ (one >> 31)) * 0x94D049BB133111EBu;
   return static_cast<int64_t>(digest);
+}
+
+// Whether memory holds certain words: rows of `table`, int64 [n, 2], are address and word. The caller keeps it alive.
+bool unchanged(Tensor table) {
+  constexpr int64_t AHEAD = 16;
+  const int64_t *rows = rows_of(table, 2), count = table.size(0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + AHEAD < count) __builtin_prefetch(reinterpret_cast<const void*>(rows[2 * (i + AHEAD)]));
+    int64_t word;
+    std::memcpy(&word, reinterpret_cast<const void*>(rows[2 * i]), sizeof word);
+    if (word != rows[2 * i + 1]) return false;
+  }
+  return true;
+}
+
+// Begins to bring memory into the cache: a hint, for which the addresses in `table`, int64 [n, 1], may be stale.
+void prefetch(Tensor table) {
+  const int64_t* rows = rows_of(table, 1);
+  for (int64_t i = 0; i < table.size(0); ++i) __builtin_prefetch(reinterpret_cast<const void*>(rows[i]));
 }
 
 int64_t isa() { return static_cast<int64_t>(loaded().isa); }
@@ -437,6 +461,8 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def("pool2d(Tensor src, int[] geometry, bool max, bool include_pad, int divisor) -> Tensor");
   m.def("run(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? nanoseconds) -> Tensor[]");
   m.def("fingerprint(Tensor table) -> int");
+  m.def("unchanged(Tensor table) -> bool");
+  m.def("prefetch(Tensor table) -> ()");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
 }
 
@@ -457,5 +483,7 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("pool2d", TORCH_BOX(&pool2d));
   m.impl("run", TORCH_BOX(&run));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
+  m.impl("unchanged", TORCH_BOX(&unchanged));
+  m.impl("prefetch", TORCH_BOX(&prefetch));
   m.impl("to_layout", TORCH_BOX(&to_layout));
 }
