@@ -18,7 +18,7 @@ def plot(reports: Sequence[Report], path: Path) -> None:
     from matplotlib.figure import Figure
 
     most = max(len(report.rows) for report in reports)
-    figure = Figure(figsize=(max(6.0, 1.25 * most + 2), 0.6 + 3.4 * len(reports)), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 1.25 * most + 2), 0.6 + 3.4 * len(reports)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(reports), squeeze=False)[:, 0]
     for axes, report in zip(panels, reports, strict=True):
