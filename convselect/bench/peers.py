@@ -147,7 +147,7 @@ def _ncnn(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
     """ncnn through pnnx, float32 throughout: its half-precision storage and arithmetic are switched off.
 
     Packed layout, Winograd and SGEMM are on by default. It takes one image at a time. Of a batch each thread takes
-    its share, image by image: on two cores that is 0 to 11 % faster than all threads on each image in turn.
+    its share, image by image: on two cores of an AMD EPYC that is 0 to 11 % faster than both on each image in turn.
     """
     ncnn = importlib.import_module("ncnn")
     threads = torch.get_num_threads()
