@@ -5,8 +5,9 @@ PYTHON ?= python3
 # A plain `torch` may bring gigabytes of CUDA; this version has a CPU build. Override both together.
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
-NETWORKS ?= alexnet vgg11 googlenet inception_v3 resnet18 resnet50 squeezenet1_1 mobilenet_v2 efficientnet_b0 densenet121
-THREADS ?= 2
+NETWORKS ?= alexnet vgg11 vgg16 googlenet inception_v3 resnet18 resnet50 squeezenet1_1 mobilenet_v2 efficientnet_b0 densenet121
+# Batch x threads of each table.
+SETTINGS ?= 1x1,1x2,8x1,8x2
 BENCH_ARGS ?=
 
 BIN := .venv/bin
@@ -25,7 +26,7 @@ test: lint $(STAMPS)/torchvision
 	$(BIN)/pytest
 
 bench: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/peers
-	$(BIN)/python benchmarks/run.py $(NETWORKS) --threads $(THREADS) $(BENCH_ARGS)
+	$(BIN)/python benchmarks/run.py $(NETWORKS) --settings $(SETTINGS) $(BENCH_ARGS)
 
 lint: $(STAMPS)/install $(STAMPS)/test
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from convselect.data import COMMON, read_problems
 from convselect.errors import unknown_choice
 from convselect.machine import Machine, cpu
 from convselect.operator_timing import time_transforms
-from convselect.primitive import Primitive, allowed, primitives
+from convselect.primitive import Primitive, candidates
 from convselect.problem import ConvProblem
 from convselect.progress import Report, reporting
 from convselect.timing import PrimitiveTimer
@@ -71,7 +71,7 @@ def calibrate(
     device: str = "cpu",
     problems: Sequence[ConvProblem] | None = None,
     *,
-    accuracy: str = "default",
+    able: Mapping[ConvProblem, Sequence[Primitive]] | None = None,
     progress: bool | None = None,
 ) -> Samples:
     """Times for `budget_s` seconds, stores the samples with those of this machine at hand, and returns them all.
@@ -79,7 +79,7 @@ def calibrate(
     Args:
         budget_s: wall-clock seconds, everything included; kept within 20% as no timing starts that would break it.
         problems: what the machine is to be fast at; a repeated problem counts as often. Default `data.COMMON`.
-        accuracy: only primitives of this class are timed.
+        able: the primitives to time for each problem; None stands for all that may be chosen by default.
         progress: a progress bar on stderr; None when it is a terminal.
 
     Ctrl-C raises `KeyboardInterrupt` as ever, and what was timed is stored.
@@ -91,7 +91,8 @@ def calibrate(
     start = time.perf_counter()
     machine = cpu()
     counts = Counter(read_problems(COMMON) if problems is None else problems)
-    able = candidates_of(list(counts), machine, accuracy)
+    if able is None:
+        able = {problem: candidates(problem, machine, "default")[0] for problem in counts}
     known = store.load(machine) or Samples()
     calibrator = Calibrator(Costs(CostModel.load(), known, machine), counts, able, PrimitiveTimer(machine), machine)
     deadline = start + budget_s
@@ -105,19 +106,6 @@ def calibrate(
         if calibrator.samples:
             store.save(machine, samples)
     return samples
-
-
-def candidates_of(
-    problems: Sequence[ConvProblem], machine: Machine, accuracy: str
-) -> dict[ConvProblem, list[Primitive]]:
-    """The primitives that may be chosen for each problem: ATen only where there is no other."""
-    able = {}
-    for problem in problems:
-        accepting = [
-            q for q in primitives(machine.device) if allowed(q, accuracy) and q.refusal(problem, machine) is None
-        ]
-        able[problem] = [q for q in accepting if q.family != "aten"] or accepting
-    return able
 
 
 def _time_transforms(samples: Samples, problems: Mapping[ConvProblem, int], deadline: float) -> None:

@@ -70,7 +70,8 @@ class Explanation:
             f"{self.layers_predicted_ms:.3f}{timed}, {len(plan.operators)} other operators {operators_ms:.3f}, "
             f"{len(plan.transforms)} layout transforms {transforms_ms:.3f}",
             f"assignment: {proof} under the predicted costs; prediction and selection took {plan.select_ms:.1f} ms",
-            f"memory: {_mib(plan.packed_bytes)} of packed weights, {_mib(plan.workspace_bytes)} of workspace",
+            f"memory: {_mib(plan.packed_bytes)} MiB of packed weights, {_mib(plan.workspace_bytes)} MiB of workspace"
+            + ("" if plan.memory_mb is None else f", together at most {plan.memory_mb:g}"),
             f"machine: {plan.machine} ({'calibrated' if plan.calibrated else 'not calibrated'}), "
             f"accuracy {plan.accuracy!r}, select {plan.select!r}",
         ]
@@ -95,12 +96,13 @@ class Explanation:
         for head in ("predicted ms", *(["measured ms"] if timed else [])):
             table.add_column(head, justify="right", no_wrap=True)
         table.add_column("runner-up", no_wrap=True)
-        table.add_column("ms", justify="right", no_wrap=True)
+        for head in ("ms", "packed MiB", "workspace MiB"):
+            table.add_column(head, justify="right", no_wrap=True)
         for layer in self.layers:
             cells = [
                 layer.name, layer.problem, layer.primitive, f"{layer.src_layout} -> {layer.dst_layout}",
                 _ms(layer.predicted_ms), *([_ms(layer.measured_ms)] if timed else []),
-                layer.runner_up or "", _ms(layer.runner_up_ms),
+                layer.runner_up or "", _ms(layer.runner_up_ms), _mib(layer.packed_bytes), _mib(layer.workspace_bytes),
             ]  # fmt: skip
             table.add_row(*cells)
         blocks = [_text(table)]
@@ -135,7 +137,7 @@ def _ms(value: float | None) -> str:
 
 
 def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+    return f"{size / 2**20:.2f}"
 
 
 def _reasons(layer: LayerPlan) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.layout import Layout, holds
-from convselect.pooling import ARGUMENTS
+from convselect.pooling import ARGUMENTS, windowed
 from convselect.timing import Run, interleaved, robust_ms
 
 aten = torch.ops.aten
@@ -43,8 +43,8 @@ def _batch_norm(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _pool(operator: Callable[..., torch.Tensor], *arguments: int) -> Operator:
-    """What a plan runs for `operator`: ATen's in NCHW, ours in NHWC."""
+def _pool(kind: str, operator: Callable[..., torch.Tensor], *arguments: int) -> tuple[str, int, Operator]:
+    """What a plan runs for `operator` with this kernel, stride and padding: ATen's in NCHW, ours in NHWC."""
 
     def run(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         if not holds(x, Layout.NHWC):
@@ -55,14 +55,15 @@ def _pool(operator: Callable[..., torch.Tensor], *arguments: int) -> Operator:
         result = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator]((*x.shape[:2], *out), *arguments))
         return result
 
-    return run
+    return windowed(kind, *arguments[:2]), 1, run
 
 
 OPERATORS: tuple[tuple[str, int, Operator], ...] = (
-    ("max_pool", 1, _pool(aten.max_pool2d.default, 3, 2, 1)),
-    ("max_pool", 1, _pool(aten.max_pool2d.default, 2, 2, 0)),
-    ("max_pool", 1, _pool(aten.max_pool2d.default, 3, 1, 1)),
-    ("avg_pool", 1, _pool(aten.avg_pool2d.default, 3, 1, 1)),
+    _pool("max_pool", aten.max_pool2d.default, 3, 2, 1),
+    _pool("max_pool", aten.max_pool2d.default, 2, 2, 0),
+    _pool("max_pool", aten.max_pool2d.default, 3, 1, 1),
+    _pool("avg_pool", aten.avg_pool2d.default, 3, 1, 1),
+    _pool("avg_pool", aten.avg_pool2d.default, 2, 2, 0),
     ("cat", 2, lambda x, y: torch.cat([x, y], 1)),
     ("add", 2, lambda x, y: x + y),
     ("elementwise", 1, lambda x, _: torch.relu(x)),
@@ -70,7 +71,7 @@ OPERATORS: tuple[tuple[str, int, Operator], ...] = (
     ("mean", 1, lambda x, _: x.mean((2, 3), keepdim=True)),
     ("adaptive_avg_pool", 1, lambda x, _: F.adaptive_avg_pool2d(x, 1)),
 )
-"""(key, sources read, operator); one key may have several rows."""
+"""(key, sources read, operator)."""
 
 
 def time_operators(

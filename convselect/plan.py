@@ -74,6 +74,8 @@ class Plan:
     """Time that prediction and selection took."""
     edges: tuple[tuple[str, str], ...] = ()
     """Producer -> consumer, over the names of layers and operators; for the picture."""
+    memory_mb: float | None = None
+    """The bound that was asked for on packed weights and workspace together."""
 
     @property
     def packed_bytes(self) -> int:

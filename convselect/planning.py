@@ -17,7 +17,7 @@ from convselect.graph.operators import kind_of
 from convselect.machine import Machine
 from convselect.options import Options
 from convselect.plan import LayerPlan, OperatorPlan, Plan
-from convselect.primitive import Primitive, allowed, primitives
+from convselect.primitive import Primitive, candidates
 from convselect.problem import ConvProblem
 
 VERIFY_FACTOR = 1.3
@@ -40,12 +40,15 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     """The candidates of each distinct problem, with predicted or measured times as `options` ask."""
     distinct = list(dict.fromkeys(problems))
     start = time.perf_counter()
+    left_out = {"onednn": "its packed weights are opaque to Inductor"} if options.remainder == "inductor" else {}
+    able, refusals = {}, {}
+    for problem in distinct:
+        able[problem], refusals[problem] = candidates(problem, machine, options.accuracy, left_out)
     samples = store.load(machine)
     wanted = options.calibrate == "always" or (options.calibrate == "auto" and samples is None)
     if wanted and options.budget_s > 0:
-        samples = calibration.calibrate(options.budget_s, problems=problems, accuracy=options.accuracy)
-    choices = Choices(Costs(CostModel.load(), samples, machine), samples is not None)
-    able = {problem: _able(problem, options, machine, choices) for problem in distinct}
+        samples = calibration.calibrate(options.budget_s, problems=problems, able=able)
+    choices = Choices(Costs(CostModel.load(), samples, machine), samples is not None, refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     named = list({p.name: p for ables in able.values() for p in ables}.values())
@@ -68,26 +71,6 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
             if primitive.name in ms[problem]
         ]
     return choices
-
-
-def _able(problem: ConvProblem, options: Options, machine: Machine, choices: Choices) -> list[Primitive]:
-    """Those that may run `problem`; the others' reasons go into `choices`. ATen only where nothing else can."""
-    refusals = choices.refusals.setdefault(problem, {})
-    able, last_resort = [], []
-    for primitive in primitives(machine.device):
-        reason = primitive.refusal(problem, machine)
-        if reason is None and not allowed(primitive, options.accuracy):
-            reason = f'its accuracy class is "{primitive.accuracy}", and "{options.accuracy}" was asked for'
-        if reason is None and options.remainder == "inductor" and primitive.family == "onednn":
-            reason = "its packed weights are opaque to Inductor"
-        if primitive.family == "aten":
-            if reason is None:
-                last_resort.append(primitive)
-        elif reason is None:
-            able.append(primitive)
-        else:
-            refusals[primitive.name] = reason
-    return able or last_resort
 
 
 def _measure(
@@ -149,6 +132,7 @@ def plan_of(
         total_predicted_ms=assignment.total_ms,
         gap_ms=assignment.gap_ms,
         select_ms=select_ms,
+        memory_mb=options.memory_mb,
         edges=tuple(edges),
     )
 

@@ -19,6 +19,12 @@ def _pair(value: Sizes, default: Sizes = ()) -> tuple[int, int]:
     return values[0], values[-1]
 
 
+def windowed(kind: str, kernel: Sizes, stride: Sizes = ()) -> str:
+    """The cost model's key for a pooling with that window: "max_pool:3x3s2x2"."""
+    (kh, kw), (sh, sw) = _pair(kernel), _pair(stride, kernel)
+    return f"{kind}:{kh}x{kw}s{sh}x{sw}"
+
+
 def max_pool2d_arguments(
     out: Sequence[int],
     kernel: Sizes,

@@ -7,6 +7,8 @@ A primitive is one way to compute a convolution with its epilogue. It says wheth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -122,6 +124,24 @@ def get(name: str) -> Primitive:
     return _REGISTRY[name]
 
 
-def allowed(primitive: Primitive, accuracy: str) -> bool:
-    """Whether the primitive's accuracy class satisfies the one asked for."""
-    return ACCURACIES.index(primitive.accuracy) <= ACCURACIES.index(accuracy)
+def candidates(
+    problem: ConvProblem, machine: Machine, accuracy: str, left_out: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[Primitive], dict[str, str]]:
+    """The primitives that may be chosen for `problem`, and for each other one the sentence that says why it may not.
+
+    `left_out` has such a sentence for whole families. ATen is a candidate only where there is no other.
+    """
+    found: list[Primitive] = []
+    last_resort: list[Primitive] = []
+    refusals: dict[str, str] = {}
+    for primitive in primitives(machine.device):
+        reason = primitive.refusal(problem, machine) or left_out.get(primitive.family)
+        if reason is None and ACCURACIES.index(primitive.accuracy) > ACCURACIES.index(accuracy):
+            reason = f'its accuracy class is "{primitive.accuracy}", and "{accuracy}" was asked for'
+        if primitive.family == "aten":
+            last_resort += [primitive] if reason is None else []
+        elif reason is None:
+            found.append(primitive)
+        else:
+            refusals[primitive.name] = reason
+    return found or last_resort, refusals

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from convselect.layout import Layout, strides
+
 Ints = Sequence[int]
 
 
 def _empty(like: torch.Tensor, size: Ints, nhwc: bool) -> torch.Tensor:
-    n, c, h, w = size
-    strides = (c * h * w, 1, w * c, c) if nhwc else (c * h * w, h * w, w, 1)
-    return like.new_empty_strided((n, c, h, w), strides)
+    return like.new_empty_strided(tuple(size), strides(size, Layout.NHWC if nhwc else Layout.NCHW))
 
 
 @torch.library.register_fake("convselect::pack")

@@ -303,6 +303,8 @@ def test_memory_is_bounded_or_refused() -> None:
     plan = run_graphs(fast, [x])[0].graph.plan
     assert plan.packed_bytes + plan.workspace_bytes <= bound * 2**20
     assert plan.total_predicted_ms >= free.total_predicted_ms
+    assert plan.packed_bytes == sum(layer.packed_bytes for layer in plan.layers) > 0
+    assert f"together at most {bound:g}" in str(convselect.explain(fast, x))
     with torch.inference_mode(), pytest.raises(Exception, match=r"memory_mb is 0\.001"):
         compiled(model, memory_mb=0.001)(x)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from convselect.bench.networks import from_factory, load, parse_shape, randomise
-from convselect.bench.peers import PEERS, Call, Peer
-from convselect.bench.report import Report, Row, geomean
+from convselect.bench.networks import convolution_flops, from_factory, load, parse_shape, randomise
+from convselect.bench.peers import PEERS, Call, Peer, exported
+from convselect.bench.plot import plot
+from convselect.bench.report import Report, Row, geomean, page
 from convselect.bench.runner import Protocol, Result, block_ms, compare, interleave, rel_l2
 from convselect.cli import main
 
@@ -31,11 +33,11 @@ def tiny() -> nn.Module:
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def broken(model: nn.Module, x: torch.Tensor) -> Call:
+def broken(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
     raise RuntimeError("cannot take it\nand a long trace")
 
 
-def wrong(model: nn.Module, x: torch.Tensor) -> Call:
+def wrong(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
     return lambda: torch.full((1, 4), float("nan"))
 
 
@@ -88,6 +90,45 @@ def test_runs_before_the_system_has_settled_do_not_count() -> None:
     assert block_ms(lambda: time.sleep(next(seconds)) or X, Protocol(runs=3, settle_ms=30)) < 15  # type: ignore
 
 
+@pytest.mark.parametrize(
+    ("budget_s", "expected"), [(None, (15, 5)), (60, (15, 5)), (40, (12, 5)), (10, (5, 2)), (0, (5, 1))]
+)
+def test_slow_networks_get_fewer_rounds_and_then_fewer_runs(budget_s: float | None, expected: tuple[int, int]) -> None:
+    shorter = Protocol(budget_s=budget_s).within_budget([100.0, 400.0])  # a round takes 0.2 + 0.5 (1 + runs) seconds
+    assert (shorter.rounds, shorter.runs) == expected
+
+
+def test_exported_files_are_made_once_for_the_same_weights_and_sizes(tmp_path: Path) -> None:
+    made = []
+
+    def export(model: nn.Module, x: torch.Tensor) -> Path:
+        return exported("kind", model, x, tmp_path, lambda folder: made.append(folder) or (folder / "file").touch())  # type: ignore
+
+    model = tiny().eval()
+    path = export(model, X)
+    assert (path / "file").exists()
+    assert export(tiny().eval(), X) == path
+    assert len(made) == 1
+    assert export(model, X[:, :, :4]) != path
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    assert export(model, X) != path
+    assert len(made) == 3
+
+
+@pytest.mark.skipif(find_spec("ncnn") is None or find_spec("pnnx") is None, reason="ncnn is a peer only")
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_ncnn_takes_a_batch(batch: int) -> None:
+    model, x = tiny().eval(), torch.randn(batch, 3, 8, 8)
+    (result,) = compare(model, x, [PEERS["ncnn"]], QUICK)
+    assert result.rel_l2 is not None
+    assert result.rel_l2 < 1e-5
+
+
+def test_convolution_flops() -> None:
+    assert convolution_flops(tiny(), X) == 2 * 8 * 3 * 9 * 64
+
+
 def test_rel_l2() -> None:
     exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
     assert rel_l2(torch.tensor([3.0, 4.5]), exact) == pytest.approx(0.1)
@@ -115,11 +156,19 @@ def report() -> Report:
         [("eager", 40.0), ("onnxruntime", None), ("openvino", 8.0), ("convselect", 10.0)],
     ]
     rows = [
-        Row(f"net{i}", (1, 3, 8, 8), [Result(p, ms, ms, 1e-6, 1.0, None if ms else f"{p} failed") for p, ms in row])
+        Row(
+            f"net{i}",
+            (1, 3, 8, 8),
+            [Result(p, ms, ms, 1e-6, 1.0, None if ms else f"{p} failed", 2 - i, 1) for p, ms in row],
+            10**9,
+        )
         for i, row in enumerate(results)
     ]
     labels = {name: name for name, _ in results[0]}
-    return Report("a machine", 2, 1, "convselect bench net0 net1", QUICK, labels, "today", {"torch": "2"}, 0.0, rows)
+    return Report(
+        "a machine", "0" * 16, 2, 1, "convselect bench net0 net1", QUICK, labels, "today", {"torch": "2"}, 0.0, rows,
+        {"a product": 80.0, "another": 100.0},
+    )  # fmt: skip
 
 
 def test_report_ratios() -> None:
@@ -131,13 +180,20 @@ def test_report_ratios() -> None:
 
 def test_report_round_trip_and_page(tmp_path: Path) -> None:
     assert Report.from_json(report().to_json()) == report()
-    page = report().to_markdown("plot.png")
-    assert "| net0 | 20.00 | 10.00 |  | **5.00** | 2.00 |" in page
-    assert "| net1 | 40.00 |  | **8.00** | 10.00 | 0.80 |" in page
-    assert "`convselect bench net0 net1`" in page
-    assert "- openvino failed" in page
+    text = page([report(), replace(report(), batch=8, threads=1)], "plot.png")
+    for line in (
+        "## Batch 1, 2 threads",
+        "## Batch 8, 1 thread",
+        "| net0 | 20.00 | 10.00 |  | **5.00** | 2.00 | 200% |",
+        "| net1 | 40.00 |  | **8.00** | 10.00 | 0.80 | 100% |",
+        "- float32 peak, the best of (GFLOP/s): a product 80, another 100",
+        "- command: `convselect bench net0 net1`",
+        "- net1: 1 rounds of 1 timed runs",
+        "- openvino failed",
+    ):
+        assert line in text.splitlines(), line
     pytest.importorskip("matplotlib")
-    report().plot(tmp_path / "plot.png")
+    plot([report(), report()], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

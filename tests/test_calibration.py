@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from convselect import calibration
-from convselect.calibration import RULED_OUT, Calibrator, candidates_of, expected_regret
+from convselect.calibration import RULED_OUT, Calibrator, expected_regret
 from convselect.costs import Costs, Samples, store
 from convselect.layout import Layout
 from convselect.machine import Machine, cpu
 from convselect.operator_timing import OperatorTime
-from convselect.primitive import Activation, Primitive, primitives
+from convselect.primitive import Activation, Primitive, candidates, primitives
 from convselect.problem import ConvProblem
 
 LARGE = ConvProblem(1, 1, 64, 56, 56, 64, 3, 3, ph=1, pw=1)
@@ -219,7 +219,7 @@ def test_calibrate_times_and_stores() -> None:
     problem = ConvProblem(1, 1, 16, 14, 14, 16, 1, 1)
     assert store.load(cpu()) is None
     samples = calibration.calibrate(0.5, problems=[problem, problem], progress=False)
-    able = candidates_of([problem], cpu(), "default")[problem]
+    able, _ = candidates(problem, cpu(), "default")
     assert samples.timings
     assert {t.problem for t in samples.timings} == {str(problem)}
     assert {t.primitive for t in samples.timings} <= {q.name for q in able}
@@ -257,7 +257,17 @@ def test_costs_has_what_calibration_asks_for() -> None:
         assert callable(getattr(Costs, method))
 
 
+@pytest.mark.usefixtures("made_up")
+def test_calibrate_times_only_what_may_be_chosen() -> None:
+    problem = ConvProblem(1, 1, 16, 14, 14, 16, 1, 1)
+    able, _ = candidates(problem, cpu(), "default", {"onednn": "it is left out"})
+    samples = calibration.calibrate(0.5, problems=[problem], able={problem: able}, progress=False)
+    assert samples.timings
+    assert not [t.primitive for t in samples.timings if t.primitive.startswith("onednn")]
+
+
 def test_aten_is_a_candidate_only_where_there_is_no_other() -> None:
-    for problem, able in candidates_of([LARGE, SMALL], cpu(), "default").items():
+    for problem in (LARGE, SMALL):
+        able, _ = candidates(problem, cpu(), "default")
         assert able, f"nothing takes {problem}"
         assert len(able) == 1 or all(q.family != "aten" for q in able)

@@ -210,6 +210,15 @@ def test_an_unknown_operator_falls_back_on_elementwise(model: CostModel) -> None
     assert OperatorModel().ms("gelu.nhwc", 5_000, 1) > 0
 
 
+def test_a_window_that_was_not_timed_is_predicted_from_all_that_were() -> None:
+    slow = [("max_pool:3x3s1x1.nhwc", n, 1, 3e-6 * n) for n in (1_000, 10_000)]
+    fast = [("max_pool:2x2s2x2.nhwc", n, 1, 1e-6 * n) for n in (1_000, 10_000)]
+    model = OperatorModel.fit([*slow, *fast])
+    assert model.ms("max_pool:3x3s1x1.nhwc", 5_000, 1) == pytest.approx(3 * model.ms("max_pool:2x2s2x2.nhwc", 5_000, 1))
+    assert model.known("max_pool:5x5s1x1.nhwc") == "max_pool.nhwc"
+    assert 5e-3 < model.ms("max_pool:5x5s1x1.nhwc", 5_000, 1) < 15e-3
+
+
 def sampled(scale: dict[str, float], count: int, seed: int, threads: int = 1) -> Samples:
     samples = Samples()
     for problem in problems(count, seed):

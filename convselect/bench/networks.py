@@ -12,11 +12,13 @@ from types import ModuleType
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from convselect.errors import unknown_choice
 
 DEFAULT = (
-    "alexnet", "vgg11", "googlenet", "inception_v3", "resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2",
+    "alexnet", "vgg11", "vgg16", "googlenet", "inception_v3", "resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2",
     "efficientnet_b0", "densenet121",
 )  # fmt: skip
 """The networks of `make bench`."""
@@ -61,7 +63,10 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
-    """torchvision's network `name` in eval mode with random weights, and an input for it. Deterministic in `seed`."""
+    """torchvision's network `name` in eval mode with random weights, and an input for it.
+
+    Deterministic in `seed`; the weights do not depend on the batch.
+    """
     models = torchvision_models()
     names = models.list_models(module=models)
     if name not in names:
@@ -71,9 +76,15 @@ def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, torch.Te
     model = models.get_model(name, weights=None, **arguments)
     side = _SIDES.get(name, 224)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, side, side, generator=generator)
     randomise(model, torch.randn(2, 3, side, side, generator=generator), generator)
-    return model, x
+    return model, torch.randn(batch, 3, side, side, generator=generator)
+
+
+def convolution_flops(model: nn.Module, x: torch.Tensor) -> int:
+    """Of all convolutions in one run, as the direct algorithm counts: two for each multiply-add."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(x.shape))
+    return int(counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0))
 
 
 def load(target: str, shape: str | None = None, batch: int = 1) -> tuple[nn.Module, torch.Tensor]:

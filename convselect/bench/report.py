@@ -1,4 +1,4 @@
-"""Benchmark results as data, as a Markdown table and as a plot."""
+"""Benchmark results as data and as a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,8 @@ class Row:
     network: str
     shape: tuple[int, ...]
     results: list[Result]
+    flops: int = 0
+    """Of its convolutions."""
 
     def median_ms(self, peer: str) -> float | None:
         return next((result.median_ms for result in self.results if result.peer == peer), None)
@@ -42,6 +43,7 @@ class Row:
 @dataclass
 class Report:
     machine: str
+    fingerprint: str
     threads: int
     batch: int
     command: str
@@ -53,11 +55,13 @@ class Report:
     load: float = 0.0
     """The system's load average before the first run: above 0, something else was running."""
     rows: list[Row] = field(default_factory=list)
+    peak_gflops: dict[str, float] = field(default_factory=dict)
+    """Rates of large matrix products, with as many threads."""
 
     @classmethod
     def begin(cls, machine: Machine, batch: int, command: str, protocol: Protocol, labels: dict[str, str]) -> Report:
         """An empty report on this machine, now."""
-        report = cls(str(machine), machine.threads, batch, command, protocol, labels)
+        report = cls(str(machine), machine.fingerprint, machine.threads, batch, command, protocol, labels)
         report.date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         report.versions = _versions()
         report.load = round(os.getloadavg()[0], 2)
@@ -69,7 +73,10 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         data: dict[str, Any] = json.loads(text)
-        rows = [Row(r["network"], tuple(r["shape"]), [Result(**x) for x in r["results"]]) for r in data.pop("rows")]
+        rows = [
+            Row(**{**row, "shape": tuple(row["shape"]), "results": [Result(**x) for x in row["results"]]})
+            for row in data.pop("rows")
+        ]
         return cls(**{**data, "protocol": Protocol(**data["protocol"])}, rows=rows)
 
     def ratio(self, other: str | None) -> float | None:
@@ -82,40 +89,46 @@ class Report:
                 ratios.append(theirs / ours)
         return geomean(ratios) if ratios else None
 
-    def to_markdown(self, plot: str | None = None) -> str:
-        """The page `benchmarks/RESULTS.md`."""
+    def fraction(self, row: Row) -> float | None:
+        """Of the machine's float32 peak that ours reaches on one network. Winograd may pass 1."""
+        ms = row.median_ms(OURS)
+        return row.flops / ms * 1e-6 / max(self.peak_gflops.values()) if ms and row.flops and self.peak_gflops else None
+
+    def section(self) -> list[str]:
+        """The lines of the page that are about this report."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        protocol = self.protocol
         lines = [
-            "# Results",
+            f"## {self.title}",
             "",
             f"- machine: {self.machine}; {platform.system()} {platform.machine()}",
-            f"- {self.threads} threads for every system, float32, batch {self.batch}, random weights",
+            f"- {self.threads} {'threads' if self.threads > 1 else 'thread'} for every system, float32, "
+            f"batch {self.batch}, random weights",
             f"- versions: Python {platform.python_version()}, {versions}",
             f"- date: {self.date}; load average before the first run: {self.load}",
             f"- command: `{self.command}`",
-            "",
-            f"Milliseconds, median over {protocol.rounds} interleaved rounds. In a round each system runs the network "
-            f"for {protocol.settle_ms:g} ms untimed, while the worker threads of the system before may still be "
-            f"spinning, and then {protocol.runs} times in a row, of which the median counts.",
-            "",
-            *self._table("median_ms"),
-            "",
         ]
-        lines += [f"- {text}" for text in self._ratios()]
-        if plot:
-            lines += ["", f"![Speed-up over eager]({plot})"]
-        lines += ["", "## Quietest round", "", *self._table("min_ms"), "", "## Error", "", *self._errors(), ""]
+        if self.peak_gflops:
+            rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.peak_gflops.items())
+            lines += [f"- float32 peak, the best of (GFLOP/s): {rates}"]
+        lines += ["", *self._table("median_ms"), ""]
+        lines += [f"- {text}" for text in (*self._ratios(), *self._shortened())]
+        lines += ["", "### Quietest round", "", *self._table("min_ms"), "", "### Error", "", *self._errors(), ""]
         missing = sorted({r.absent for row in self.rows for r in row.results if r.absent})
         if missing:
-            lines += ["## Not timed", "", *[f"- {text}" for text in missing], ""]
-        return "\n".join(lines)
+            lines += ["### Not timed", "", *[f"- {text}" for text in missing], ""]
+        return lines
+
+    @property
+    def title(self) -> str:
+        return f"Batch {self.batch}, {self.threads} {'threads' if self.threads > 1 else 'thread'}"
 
     def _table(self, statistic: str) -> list[str]:
         """Rows of `median_ms` or `min_ms`, the least of each in bold."""
         names = list(self.labels)
-        fastest = OURS in names
-        head = ["network", *[self.labels[name] for name in names]] + (["fastest peer / ours"] if fastest else [])
+        ours = OURS in names
+        head = ["network", *[self.labels[name] for name in names]] + (
+            ["fastest peer / ours", "of peak"] if ours else []
+        )
         lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in self.rows:
             times = {r.peer: ms for r in row.results if (ms := getattr(r, statistic)) is not None}
@@ -125,9 +138,10 @@ class Report:
                 ms = times.get(name)
                 text = "" if ms is None else f"{ms:.2f}"
                 cells.append(f"**{text}**" if ms is not None and ms == best else text)
-            if fastest:
-                ours = times.pop(OURS, None)
-                cells.append(f"{min(times.values()) / ours:.2f}" if ours is not None and times else "")
+            if ours:
+                own_ms, fraction = times.pop(OURS, None), self.fraction(row)
+                cells.append(f"{min(times.values()) / own_ms:.2f}" if own_ms is not None and times else "")
+                cells.append("" if fraction is None or statistic != "median_ms" else f"{fraction:.0%}")
             lines.append(_line(cells))
         return lines
 
@@ -139,6 +153,16 @@ class Report:
             if ratio is not None:
                 label = "the fastest peer of each network" if other is None else self.labels[other]
                 texts.append(f"against {label}: {ratio:.2f}x as fast, geometric mean over {len(self.rows)} networks")
+        return texts
+
+    def _shortened(self) -> list[str]:
+        """Which networks had fewer rounds or runs than the protocol has, so that they took no longer."""
+        usual = (self.protocol.rounds, self.protocol.runs)
+        texts = []
+        for row in self.rows:
+            rounds, runs = next(((r.rounds, r.runs) for r in row.results if r.rounds), usual)
+            if (rounds, runs) != usual:
+                texts.append(f"{row.network}: {rounds} rounds of {runs} timed runs")
         return texts
 
     def _errors(self) -> list[str]:
@@ -155,37 +179,25 @@ class Report:
             lines.append(_line([row.network, *["" if e is None else f"{e:.1e}" for e in cells]]))
         return lines
 
-    def plot(self, path: Path) -> None:
-        """Bars of speed-up over eager, a group for each network, as PNG. Needs matplotlib (the extra `plots`)."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
 
-        names = [name for name in self.labels if name != "eager"]
-        rows = [row for row in self.rows if row.median_ms("eager")]
-        figure = Figure(figsize=(max(6.0, 1.25 * len(rows) + 2), 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        width = 0.82 / max(len(names), 1)
-        greys = ("#c9ced6", "#aab2bd", "#8a94a3", "#6b7686", "#4e5866")
-        shades = iter(greys * (len(names) // len(greys) + 1))
-        for index, name in enumerate(names):
-            color = "#0f7b6c" if name == OURS else next(shades)
-            for position, row in enumerate(rows):
-                eager, ms = row.median_ms("eager"), row.median_ms(name)
-                if eager is None or ms is None:
-                    continue
-                x = position + (index - (len(names) - 1) / 2) * width
-                axes.bar(x, eager / ms, width * 0.94, color=color, label=self.labels[name] if position == 0 else None)
-                if name == OURS:
-                    axes.annotate(f"{eager / ms:.1f}", (x, eager / ms), ha="center", va="bottom", fontsize=8)
-        axes.axhline(1.0, color="#333333", linewidth=0.8)
-        axes.set_xticks(range(len(rows)), [row.network for row in rows], rotation=25, ha="right")
-        axes.set_ylabel("times as fast as eager")
-        axes.set_title(f"{self.machine}, float32, batch {self.batch}", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, ncols=max(len(names), 1), loc="upper left")
-        axes.margins(y=0.15)
-        figure.savefig(path, dpi=150)
+def page(reports: Sequence[Report], plot: str | None = None) -> str:
+    """The page `benchmarks/RESULTS.md`: what holds for all `reports`, of one protocol, and a section for each."""
+    protocol = reports[0].protocol
+    lines = [
+        "# Results",
+        "",
+        f"Milliseconds, median over {protocol.rounds} interleaved rounds unless stated. In a round each system runs "
+        f"the network for {protocol.settle_ms:g} ms untimed, while the worker threads of the system before may still "
+        f"be spinning, and then {protocol.runs} times in a row, of which the median counts. Of peak: the FLOPs of the "
+        "network's convolutions, as the direct algorithm counts them, over our time and the machine's float32 peak; "
+        "Winograd may pass 100%.",
+        "",
+    ]
+    if plot:
+        lines += [f"![Speed-up over eager]({plot})", ""]
+    for report in reports:
+        lines += report.section()
+    return "\n".join(lines)
 
 
 def geomean(values: Iterable[float]) -> float:

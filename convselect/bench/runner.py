@@ -8,7 +8,7 @@ MobileNet-v2: eager, after ONNX Runtime, 23.5 18.2 21.5 12.9 9.4 9.4, OpenVINO 6
 each block makes all of them slower by 2 to 10 %, since caches and clocks cool down. So: no pauses; in each round every
 system runs without being timed for 100 ms, then a few times for the clock, and the order is drawn anew each round, so
 that no system always follows the same one. A round gives the median of its runs, and the result is the median over the
-rounds.
+rounds. A network that would take too long gets fewer rounds, and one that takes too long even so fewer runs in each.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import gc
 import os
 import random
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,6 +31,8 @@ from torch import nn
 from convselect.bench.peers import Call, Peer
 
 Progress = Callable[[str], None]
+
+LEAST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,26 @@ class Protocol:
     rounds: int = 15
     runs: int = 5
     settle_ms: float = 100.0
+    budget_s: float | None = None
+    """For the rounds of one network, as far as `LEAST_ROUNDS` rounds of one run allow."""
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("runs", 1), ("settle_ms", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least {least}")
+
+    def within_budget(self, call_ms: Sequence[float]) -> Protocol:
+        """For systems of which a call takes so long: first fewer rounds, down to `LEAST_ROUNDS`, then fewer runs."""
+        if self.budget_s is None:
+            return self
+
+        def round_s(runs: int) -> float:
+            return sum(self.settle_ms + (1 + runs) * ms for ms in call_ms) / 1e3
+
+        least = min(self.rounds, LEAST_ROUNDS)
+        runs = next((r for r in range(self.runs, 1, -1) if least * round_s(r) <= self.budget_s), 1)
+        rounds = next((r for r in range(self.rounds, least, -1) if r * round_s(runs) <= self.budget_s), least)
+        return replace(self, rounds=rounds, runs=runs)
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,9 @@ class Result:
     prepare_s: float | None = None
     """From a model in memory to the first result: export, compilation, calibration."""
     absent: str | None = None
+    rounds: int = 0
+    runs: int = 0
+    """Timed: rounds, and runs in each."""
 
 
 def reference(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -78,12 +101,7 @@ def block_ms(call: Call, protocol: Protocol) -> float:
     call()
     while time.perf_counter() < settled:
         call()
-    times = []
-    for _ in range(protocol.runs):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    return statistics.median(_once_ms(call) for _ in range(protocol.runs))
 
 
 def interleave(calls: dict[str, Call], protocol: Protocol, progress: Progress | None = None) -> dict[str, list[float]]:
@@ -104,12 +122,17 @@ def compare(
     peers: Sequence[Peer],
     protocol: Protocol,
     progress: Progress | None = None,
+    exports: Path | None = None,
 ) -> list[Result]:
     """Time `peers` on `model` with torch's current number of threads. Frees what they hold before it returns.
 
+    The files made for peers are kept in the folder `exports`, and used again if they are there; None forgets them.
     A peer that is missing or cannot take the network has a sentence in place of its times. What `convselect` itself
     raises is raised.
     """
+    if exports is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return compare(model, x, peers, protocol, progress, Path(folder))
     tell = progress or (lambda _: None)
     exact = reference(model, x)
     calls: dict[str, Call] = {}
@@ -121,9 +144,9 @@ def compare(
         tell(f"{peer.label}: preparing")
         start = time.perf_counter()
         try:
-            call = peer.prepare(model, x)
+            call = peer.prepare(model, x, exports)
             y = call()
-        except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, ImportError, NotImplementedError, subprocess.CalledProcessError) as error:
             if peer.name == "convselect":
                 raise
             found[peer.name] = Result(peer.name, absent=f"{peer.label} failed: {_first_line(error)}")
@@ -131,14 +154,22 @@ def compare(
         seconds = time.perf_counter() - start
         found[peer.name] = Result(peer.name, rel_l2=rel_l2(y, exact), prepare_s=seconds)
         calls[peer.name] = call
-    times = interleave(calls, protocol, tell)
-    for name, blocks in times.items():
-        result = found[name]
-        found[name] = Result(name, statistics.median(blocks), min(blocks), result.rel_l2, result.prepare_s)
+    protocol = protocol.within_budget([_once_ms(call) for call in calls.values()])
+    for name, blocks in interleave(calls, protocol, tell).items():
+        found[name] = replace(
+            found[name], median_ms=statistics.median(blocks), min_ms=min(blocks), rounds=protocol.rounds,
+            runs=protocol.runs,
+        )  # fmt: skip
     calls.clear()
     torch.compiler.reset()
     gc.collect()
     return [found[peer.name] for peer in peers]
+
+
+def _once_ms(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def pin_threads(threads: int) -> None:

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 @click.option("--select", default="model", show_default=True, help="convselect's: model, measure or model+verify.")
 @click.option("--remainder", default="eager", show_default=True, help="convselect's: eager or inductor.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=1), help="Interleaved rounds.")
+@click.option("--budget-s", type=click.FloatRange(min=0), help="Bound on a network's rounds: fewer where needed.")
+@click.option(
+    "--exports",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep the files made for the peers in this folder, and use them again.",
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option(
     "--markdown",
@@ -46,7 +52,8 @@ if TYPE_CHECKING:
 def bench(
     nets: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
     without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
-    json_path: Path | None, markdown_path: Path | None, plot_path: Path | None,
+    budget_s: float | None, exports: Path | None, json_path: Path | None, markdown_path: Path | None,
+    plot_path: Path | None,
 ) -> None:  # fmt: skip
     """Time networks against other runtimes, interleaved in one process.
 
@@ -57,7 +64,8 @@ def bench(
 
     from convselect import machine
     from convselect.bench import networks
-    from convselect.bench.report import Report, Row
+    from convselect.bench.peak import gemm_gflops
+    from convselect.bench.report import Report, Row, page
     from convselect.bench.runner import Protocol, compare, pin_threads
 
     if model is None and not nets:
@@ -69,10 +77,11 @@ def bench(
         pin_threads(threads)
         peers = chosen_peers(against, None if without_convselect else options)
         jobs = list(nets) + ([model] if model else [])
-        protocol = Protocol(rounds=rounds)
+        protocol = Protocol(rounds=rounds, budget_s=budget_s)
         command = shlex.join(["convselect", *sys.argv[1:]])
         labels = {peer.name: peer.label for peer in peers}
         report = Report.begin(machine.cpu(), batch, command, protocol, labels)
+        report.peak_gflops = gemm_gflops()
         for index, job in enumerate(jobs):
             with console.status(f"{job}: building") as status:
 
@@ -80,8 +89,8 @@ def bench(
                     status.update(f"{job} ({index + 1} of {len(jobs)}): {text}")
 
                 network, x = networks.load(job, shape if job == model else None, batch)
-                results = compare(network, x, peers, protocol, tell)
-            report.rows.append(Row(job, tuple(x.shape), results))
+                results = compare(network, x, peers, protocol, tell, exports)
+            report.rows.append(Row(job, tuple(x.shape), results, networks.convolution_flops(network, x)))
             if json_path:
                 json_path.write_text(report.to_json() + "\n")
             times = [
@@ -93,9 +102,11 @@ def bench(
         raise click.UsageError(str(error)) from error
     print_table(console, report)
     if plot_path:
-        report.plot(plot_path)
+        from convselect.bench.plot import plot
+
+        plot([report], plot_path)
     if markdown_path:
-        markdown_path.write_text(report.to_markdown(plot_path.name if plot_path else None))
+        markdown_path.write_text(page([report], plot_path.name if plot_path else None))
 
 
 def check_model(model: str | None, shape: str | None) -> None:

@@ -13,7 +13,9 @@ Array = npt.NDArray[np.float64]
 
 
 class OperatorTiming(NamedTuple):
-    """`key`: the operator, and its layout after a dot: "to_nhwc", "max_pool.nhwc". `nbytes`: read and written."""
+    """`nbytes`: read and written. `key`: the operator, its window after a colon, its layout after a dot, as far as it
+    has them: "to_nhwc", "add.nhwc", "max_pool:3x3s2x2.nhwc".
+    """
 
     key: str
     nbytes: int
@@ -54,6 +56,12 @@ def _fit(nbytes: Array, ms: Array) -> Line:
     return Line(float(call), float(slope / scale), float(error))
 
 
+def _any_window(key: str) -> str:
+    """ "max_pool:3x3s2x2.nhwc" -> "max_pool.nhwc", the line over all windows that were timed."""
+    operator, _, layout = key.partition(".")
+    return ".".join(filter(None, (operator.partition(":")[0], layout)))
+
+
 class OperatorModel:
     """A line for each operator key and number of threads: `lines[key][threads]`."""
 
@@ -66,7 +74,8 @@ class OperatorModel:
         groups: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for key, nbytes, threads, ms in rows:
             if math.isfinite(ms) and ms > 0:
-                groups.setdefault((key, int(threads)), []).append((nbytes, ms))
+                for name in dict.fromkeys((key, _any_window(key))):
+                    groups.setdefault((name, int(threads)), []).append((nbytes, ms))
         lines: dict[str, dict[int, Line]] = {}
         for (key, threads), pairs in sorted(groups.items()):
             table = np.array(pairs, dtype=np.float64)
@@ -74,9 +83,10 @@ class OperatorModel:
         return cls(lines)
 
     def known(self, key: str) -> str | None:
-        """The key whose line predicts `key`: itself, else "elementwise" in the same layout, else None."""
+        """The key whose line predicts `key`: itself, else with any window, else "elementwise" in the same layout."""
         layout = key.rpartition(".")[2] if "." in key else ""
-        return next((k for k in (key, f"elementwise.{layout}", "elementwise") if k in self.lines), None)
+        tried = (key, _any_window(key), f"elementwise.{layout}", "elementwise")
+        return next((k for k in tried if k in self.lines), None)
 
     def line(self, key: str, threads: int) -> Line:
         """Of `key` at the nearest number of threads that was fitted."""

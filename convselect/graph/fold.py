@@ -30,7 +30,7 @@ def fold_batch_norm(
     scale, shift = _scale_and_shift(gamma, beta, mean, var, eps)
     if bias is not None:
         shift = shift + bias.double() * scale
-    return (weight.double() * scale.view(-1, 1, 1, 1)).float(), shift.float()
+    return weight.double().mul_(scale.view(-1, 1, 1, 1)).float(), shift.float()
 
 
 def scale_and_shift(

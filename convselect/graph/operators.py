@@ -7,6 +7,7 @@ from torch.fx import Node
 
 from convselect.graph.capture import scale_shift
 from convselect.layout import Layout, holds
+from convselect.pooling import windowed
 
 aten = torch.ops.aten
 
@@ -56,6 +57,9 @@ def kind_of(node: Node) -> str | None:
         return None
     if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
         return None
+    if kind in ("max_pool", "avg_pool"):
+        stride = node.args[2] if len(node.args) > 2 else node.kwargs.get("stride", ())
+        return windowed(kind, node.args[1], stride)
     return kind
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from convselect.graph.capture import convolution, scale_shift
 
@@ -51,15 +52,33 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     return GraphModule({}, copy), inputs
 
 
+class _Packing(Interpreter):
+    """Runs a fold and packs each result as soon as it is there: folded weights never lie all side by side."""
+
+    def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None]) -> None:
+        super().__init__(fold)
+        self._prepacks = prepacks
+        self.packed: dict[int, torch.Tensor] = {}
+        self._positions: dict[Node, list[int]] = {}
+        for position, node in enumerate(fold.graph.output_node().args[0]):
+            self._positions.setdefault(node, []).append(position)
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        for position in self._positions.get(n, ()):
+            prepack = self._prepacks[position]
+            self.packed[position] = value.detach().clone() if prepack is None else prepack(value.detach())
+        return value if any(user.op != "output" for user in n.users) else None
+
+
 @torch.no_grad()
 def pack(
     fold: GraphModule, prepacks: Sequence[Prepack | None], statics: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """The results of `fold`, each packed by its `prepacks[i]`; None copies, so that nothing aliases a weight."""
-    return tuple(
-        value.detach().clone() if prepack is None else prepack(value.detach())
-        for value, prepack in zip(fold(*statics), prepacks, strict=True)
-    )
+    packing = _Packing(fold, prepacks)
+    packing.run(*statics)
+    return tuple(packing.packed[position] for position in range(len(prepacks)))
 
 
 class Constants:
