@@ -158,8 +158,9 @@ def test_a_monkeypatched_function_is_seen(net: Net, monkeypatch: pytest.MonkeyPa
 @torch.inference_mode()
 def test_arguments_decide(net: Net) -> None:
     fast = compiled(net)
-    calls = [(X,), (X, True), (X, False), (torch.randn(2, 3, 8, 9),), (X.contiguous(memory_format=torch.channels_last),),
-             (torch.randn(1, 3, 9, 8).mT,), (torch.randn(1, 3, 5, 6),)]  # fmt: skip
+    nhwc = X.contiguous(memory_format=torch.channels_last)
+    others = (torch.randn(2, 3, 8, 9), torch.randn(1, 3, 9, 8).mT, torch.randn(1, 3, 5, 6), nhwc)
+    calls = [(X,), (X, True), (X, False), *((other,) for other in others)]
     for _ in range(3):
         for args in calls:
             close(fast(*args), net(*args))
