@@ -46,6 +46,7 @@ def corner_problems() -> list[ConvProblem]:
         replace(depthwise, ih=1, iw=1), replace(depthwise, g=100, ic=100, oc=100, ih=7, iw=7, sh=2, sw=1),
         replace(depthwise, oc=48), replace(depthwise, g=8, ic=24, oc=40), replace(depthwise, g=2, ic=34, oc=66),
         replace(depthwise, g=16, ic=16, oc=16, ih=30, iw=40), replace(depthwise, kh=7, kw=7, ph=3, pw=3),
+        ConvProblem(2, 1, 1, 23, 1, 16, 3, 3, 1, 2, 1, 1),
     ]  # fmt: skip
 
 

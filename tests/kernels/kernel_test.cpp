@@ -41,12 +41,12 @@ struct Activation {
   float alpha, beta;
 };
 constexpr Activation ACTIVATIONS[] = {
-    {Act::identity, 0, 0},  {Act::relu, 0, 0},      {Act::clamp, -0.5f, 1.5f}, {Act::leaky_relu, 0.1f, 0},
-    {Act::silu, 0, 0},      {Act::sigmoid, 0, 0},   {Act::hardswish, 0, 0},    {Act::hardsigmoid, 0, 0},
-    {Act::gelu, 0, 0},      {Act::gelu_tanh, 0, 0},
+    {Act::identity, 0, 0}, {Act::relu, 0, 0},      {Act::clamp, -0.5f, 1.5f}, {Act::leaky_relu, 0.1f, 0},
+    {Act::silu, 0, 0},     {Act::sigmoid, 0, 0},   {Act::hardswish, 0, 0},    {Act::hardsigmoid, 0, 0},
+    {Act::gelu, 0, 0},     {Act::gelu_tanh, 0, 0},
 };
 constexpr const char* NAMES[] = {"portable", "avx2", "avx512", "neon"};  // of Isa
-constexpr double ACTIVATION_BOUND = 5e-7;  // what the polynomials add to a kernel's error
+constexpr double ACTIVATION_BOUND = 5e-7;                                // what the polynomials add to a kernel's error
 
 // Of [mb, channels, pixels], or of [mb, pixels, channels] with pixels `stride` floats apart.
 int64_t place(bool nhwc, int64_t channels, int64_t pixels, int64_t stride, int64_t i) {
@@ -114,7 +114,12 @@ double run(const Kernel& kernel, const Data& d, const Variant& v, double bound) 
   const int64_t floats = (p.mb * pixels - 1) * stride + p.oc;
   const Fenced dst(kernel.dst_nhwc ? floats : p.mb * pixels * p.oc, v.at_end, QUIET_NAN);
   const Fenced workspace(kernel.workspace_floats(p, v.threads), v.at_end, v.workspace, 64);
-  kernel.run({p, src.data(), packed.data(), dst.data(), stride, workspace.data(),
+  kernel.run({p,
+              src.data(),
+              packed.data(),
+              dst.data(),
+              stride,
+              workspace.data(),
               {v.bias ? bias.data() : nullptr, v.residual ? residual.data() : nullptr, v.activation.act,
                v.activation.alpha, v.activation.beta},
               parallel(v.threads)});
@@ -194,9 +199,9 @@ void others(const KernelTable& table) {
 
         current = "scale_shift of " + sizes;
         const Fenced scaled(n, at_end, QUIET_NAN);
-        table.scale_shift({mb, channels, pixels, nhwc, src.data(), scale.data(), scale.data(), scaled.data(), a.act,
-                           a.alpha, a.beta},
-                          parallel(1 + turn));
+        table.scale_shift(
+            {mb, channels, pixels, nhwc, src.data(), scale.data(), scale.data(), scaled.data(), a.act, a.alpha, a.beta},
+            parallel(1 + turn));
         current = "a layout transform of " + sizes;
         const Fenced other(n, at_end, QUIET_NAN);
         (nhwc ? table.to_nchw : table.to_nhwc)(src.data(), other.data(), mb, channels, pixels, parallel(1 + turn));
@@ -215,8 +220,8 @@ void others(const KernelTable& table) {
         current = "linear of " + sizes;  // mb rows of `pixels` inputs, `channels` outputs
         const std::vector<float> rows = random.normal(mb * pixels), matrix = random.normal(channels * pixels);
         const Fenced inputs(rows, at_end), weight(matrix, at_end), outputs(mb * channels, at_end, QUIET_NAN);
-        table.linear({mb, channels, pixels, inputs.data(), weight.data(), nhwc ? scale.data() : nullptr,
-                      outputs.data(), a.act, a.alpha, a.beta},
+        table.linear({mb, channels, pixels, inputs.data(), weight.data(), nhwc ? scale.data() : nullptr, outputs.data(),
+                      a.act, a.alpha, a.beta},
                      parallel(1 + turn));
         Error of_linear;
         for (int64_t i = 0; i < mb * channels; ++i) {
