@@ -25,7 +25,11 @@ def corner_problems() -> list[ConvProblem]:
     one = ConvProblem(1, 1, 24, 9, 11, 100, 1, 1)
     wide = ConvProblem(2, 1, 3, 19, 23, 16, 7, 7, 2, 2, 3, 3)
     depthwise = ConvProblem(1, 24, 24, 14, 15, 24, 3, 3, 1, 1, 1, 1)
+    small = replace(square, ic=5, oc=12)
+    filters = ((1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1), (5, 5), (7, 7))
+    maps = ((9, 11), (14, 6), (3, 20))
     return [
+        *(replace(small, ih=h, iw=w, kh=kh, kw=kw, ph=kh // 2, pw=kw // 2) for kh, kw in filters for h, w in maps),
         square, replace(square, mb=7), replace(square, ph=0, pw=0), replace(square, ph=3, pw=3),
         replace(square, sh=2, sw=2), replace(square, sh=3, sw=1), replace(square, dh=2, dw=2, ph=2, pw=2),
         replace(square, dh=1, dw=3), replace(square, ih=1, iw=1), replace(square, ih=1, iw=29),

