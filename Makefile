@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 STAMPS := .venv/stamps
 KERNEL_SOURCES := $(wildcard kernels/cpu/*)
-CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES))
+CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: demo test bench lint format clean FORCE

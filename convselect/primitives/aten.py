@@ -39,6 +39,15 @@ def all_padding(p: ConvProblem) -> str | None:
     return "all output pixels see padding only, which oneDNN does not survive"
 
 
+def strided_column(p: ConvProblem) -> str | None:
+    """A refusal: oneDNN 3.12's brg_conv_fwd, which runs where the strides can be read as NHWC, gets such a problem
+    wrong, and eager with it, e.g. mb2_g1ic1ih23iw1oc16oh23ow1kh3kw3sh1sw2ph1pw1dh1dw1.
+    """
+    if p.ic == p.ow == p.sh == 1 and p.sw > 1:
+        return f"oneDNN gets one channel and one column of output with sh=1 and sw={p.sw} wrong"
+    return None
+
+
 class Aten(Primitive):
     """`torch.conv2d` and ATen operators for the rest of the epilogue."""
 
@@ -49,7 +58,7 @@ class Aten(Primitive):
         self.src_layout = self.dst_layout = layout
 
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
-        return all_padding(problem)
+        return all_padding(problem) or (strided_column(problem) if self.src_layout is Layout.NHWC else None)
 
     def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
         return 0

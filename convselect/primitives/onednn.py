@@ -9,7 +9,7 @@ import torch
 from convselect.layout import Layout, dense
 from convselect.machine import Machine
 from convselect.primitive import Activation, Primitive, register
-from convselect.primitives.aten import all_padding, apply_activation
+from convselect.primitives.aten import all_padding, apply_activation, strided_column
 from convselect.problem import ConvProblem
 
 _OPS = torch.ops.mkldnn
@@ -50,7 +50,7 @@ class OneDnn(Primitive):
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return "this build of torch has no oneDNN"
-        return all_padding(problem)
+        return all_padding(problem) or strided_column(problem)
 
     def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
         return 0  # its scratchpad is its own

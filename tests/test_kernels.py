@@ -1,0 +1,100 @@
+"""The kernels without torch: on an emulated aarch64 processor, under sanitizers, and as they are shipped.
+
+`tests/kernels` holds the program. It is told what to run, so that what a primitive takes is said once, in
+`convselect/primitives`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from problems import CORNERS, MACHINE, RANDOM, REAL
+
+from convselect.primitive import primitives
+from convselect.primitives.kernel import KernelPrimitive
+from convselect.problem import ConvProblem
+
+ROOT = Path(__file__).parents[1]
+ISAS = ("neon",) if MACHINE.isa == "neon" else ("avx512", "avx2", "portable")
+CROSS = "aarch64-linux-gnu-g++"
+EMULATOR = "qemu-aarch64"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g1"
+SANITIZER_OPTIONS = {"ASAN_OPTIONS": "abort_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1"}
+
+
+def build(name: str, *options: str) -> Path:
+    """The program, built in a folder of its own, which is kept for the next time."""
+    folder = ROOT / "build" / "kernel_test" / name
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in (
+        ["cmake", "-G", "Ninja", "-S", ROOT / "tests" / "kernels", "-B", folder, *options],
+        ["cmake", "--build", folder],
+    ):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "kernel_test"
+
+
+def lines(problems: list[ConvProblem], isa: str) -> str:
+    """What the program reads: a line for each problem and kernel that takes it."""
+    machine = replace(MACHINE, isa=isa)
+    kernels = [primitive for primitive in primitives() if isinstance(primitive, KernelPrimitive)]
+    return "".join(
+        f"{kernel.name} {kernel.error_bound} {p.mb} {p.ic} {p.ih} {p.iw} {p.oc} {p.kh} {p.kw} "
+        f"{p.sh} {p.sw} {p.ph} {p.pw} {p.dh} {p.dw} {p.g}\n"
+        for p in problems
+        for kernel in kernels
+        if kernel.refusal(p, machine) is None
+    )
+
+
+def check(command: list[str | Path], problems: list[ConvProblem], isa: str, **environment: str) -> None:
+    done = subprocess.run(
+        command, input=lines(problems, isa), env={**os.environ, **environment, "CONVSELECT_ISA": isa},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found, *counts = done.stdout.splitlines() or [""]
+    if found != isa and found in ISAS:
+        pytest.skip(f"the processor has no {isa}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for line in counts:
+        name, count, _ = line.split()
+        assert int(count) >= 3, f"{name} ran on {count} problems only"
+
+
+def small(problems: list[ConvProblem], macs: int) -> list[ConvProblem]:
+    return [p for p in problems if p.flops <= 2 * macs]
+
+
+@pytest.mark.skipif(MACHINE.isa == "neon", reason="is the processor at hand")
+def test_aarch64() -> None:
+    missing = [tool for tool in (CROSS, EMULATOR) if shutil.which(tool) is None]
+    if missing:
+        reason = f"{' and '.join(missing)} not found: apt-get install g++-aarch64-linux-gnu qemu-user"
+        if os.environ.get("CI") and not os.environ.get("CONVSELECT_NO_AARCH64"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    program = build(
+        "aarch64", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={CROSS}",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    )  # fmt: skip
+    check([EMULATOR, program], small(CORNERS + RANDOM[:500], 500_000), "neon")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_as_shipped(isa: str) -> None:
+    """All problems on the instruction set at hand, a part of them on the others."""
+    random = RANDOM if isa == MACHINE.isa else RANDOM[::4]
+    check([build("native")], small(CORNERS + random + REAL, 2_000_000), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_under_sanitizers(isa: str) -> None:
+    program = build("sanitized", f"-DCMAKE_CXX_FLAGS={SANITIZERS}", "-DCONVSELECT_OPTIMIZATION=-O1")
+    check([program], small(CORNERS + RANDOM[:100], 300_000), isa, **SANITIZER_OPTIONS)
