@@ -197,20 +197,28 @@ void others(const KernelTable& table) {
         const Fenced src(laid_out(nhwc, channels, pixels, channels, values), at_end), scale(scales, at_end);
         const Activation a = ACTIVATIONS[(channels + pixels) % 10];
 
+        // Each operand that may be absent is so in some turns; in NHWC dst is a range of the channels of a wider tensor.
+        const bool scales_images = pixels % 2, adds = channels % 2;
+        const int64_t gap = nhwc ? 3 : 0, wide = channels + gap;
+        const std::vector<float> images = random.normal(mb * channels), addends = random.normal(n);
+        const Fenced image_scale(images, at_end), addend(laid_out(nhwc, channels, pixels, channels, addends), at_end);
         current = "scale_shift of " + sizes;
-        const Fenced scaled(n, at_end, QUIET_NAN);
-        table.scale_shift(
-            {mb, channels, pixels, nhwc, src.data(), scale.data(), scale.data(), scaled.data(), a.act, a.alpha, a.beta},
-            parallel(1 + turn));
+        const Fenced scaled(n + gap * (mb * pixels - 1), at_end, QUIET_NAN);
+        ScaleShift s{mb, channels, pixels, nhwc, src.data(), scale.data(), scale.data(), nullptr, scaled.data()};
+        s.src_stride = channels, s.dst_stride = wide, s.act = a.act, s.alpha = a.alpha, s.beta = a.beta;
+        if (scales_images) s.scale = image_scale.data(), s.scale_stride = channels;
+        if (adds) s.addend = addend.data(), s.shift = nullptr;
+        table.scale_shift(s, parallel(1 + turn));
         current = "a layout transform of " + sizes;
         const Fenced other(n, at_end, QUIET_NAN);
         (nhwc ? table.to_nchw : table.to_nhwc)(src.data(), other.data(), mb, channels, pixels, parallel(1 + turn));
         Error error;
         bool exact = true;
         for (int64_t i = 0; i < n; ++i) {
-          const float s = scales[i / pixels % channels];
-          error.add(scaled.data()[place(nhwc, channels, pixels, channels, i)],
-                    activated(double(values[i]) * s + s, a.act, a.alpha, a.beta));
+          const int64_t channel = i / pixels % channels, image = i / pixels / channels;
+          const double factor = scales_images ? images[image * channels + channel] : scales[channel];
+          const double sum = double(values[i]) * factor + (adds ? addends[i] : scales[channel]);
+          error.add(scaled.data()[place(nhwc, channels, pixels, wide, i)], activated(sum, a.act, a.alpha, a.beta));
           exact = exact && other.data()[place(!nhwc, channels, pixels, channels, i)] == values[i];
         }
         check(exact && other.intact(), "a wrong value, or one out of place");
@@ -251,7 +259,7 @@ void pooling(const KernelTable& table) {
       const std::vector<float> values = random.normal(p.mb * p.ih * p.iw * channels);
       const bool at_end = turn % 3 > 0;
       const Fenced src(values, at_end), dst(p.mb * p.oh * p.ow * channels, at_end, QUIET_NAN);
-      p.src = src.data(), p.dst = dst.data();
+      p.src = src.data(), p.dst = dst.data(), p.dst_stride = channels;
       table.pool(p, parallel(static_cast<int>(1 + turn % 3)));
       Error error;
       for (int64_t i = 0; i < p.mb * p.oh * p.ow * channels; ++i) {
