@@ -10,13 +10,6 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
-// dst[i] = act(dst[i]) while it is still in the cache
-void activate_span(float* dst, int64_t n, const Epilogue& e) {
-  int64_t i = 0;
-  for (; i + VL <= n; i += VL) store(dst + i, activate(load(dst + i), e.act, e.alpha, e.beta));
-  if (i < n) store_part(dst + i, activate(load_part(dst + i, n - i), e.act, e.alpha, e.beta), n - i);
-}
-
 // ---- NHWC ----------------------------------------------------------------------------------------------------------
 
 // packed  [channels / VL][kh * kw][VL], absent channels zero
@@ -106,6 +99,9 @@ void pixels(const Pixels& b) {
     int64_t c = b.c_begin;
     for (; c + VL <= c_end; c += VL) at_channel(c, VL);
     if (c < c_end) at_channel(c, c_end - c);
+    if (!range.complete)
+      for (int y = 0; y < PY; ++y)
+        activate_rows(dst + y * dst_row + b.c_begin, dst_stride, PX, c_end - b.c_begin, *b.epilogue);
     src += PX * S * channels;
     dst += PX * dst_stride;
     if (residual) residual += PX * dst_stride;
@@ -129,6 +125,7 @@ void any_pixel(int64_t taps, const Pixels& b) {
     else
       store_part(b.dst + c, acc, lanes);
   }
+  if (!range.complete) activate_rows(b.dst + b.c_begin, b.dst_stride, 1, b.c_end - b.c_begin, *b.epilogue);
 }
 
 typedef void (*PixelsFn)(const Pixels&);
@@ -212,10 +209,6 @@ void run_nhwc(const Call& call) {
         }
         i += b.blocks;
       }
-      if (!Range(e).complete)
-        for (int64_t r = 0; r < step; ++r)
-          for (int64_t x = 0; x < ow; ++x)
-            activate_span(call.dst + ((n * oh + y + r) * ow + x) * call.dst_stride + b.c_begin, b.c_end - b.c_begin, e);
     }
   });
 }

@@ -131,11 +131,8 @@ void tile(const Tile& t) {
         store_part(c + v * VL, acc[m][v], t.last);
     }
   }
-  if (t.later)  // from L1; inlined above, the polynomials would make each tile ten times longer
-    for (int m = 0; m < MR; ++m) {
-      float* c = t.c + m * t.ldc;
-      finish_row(c, c, (NV - 1) * VL + t.last, 0.0f, nullptr, nullptr, *t.later);
-    }
+  // From L1; inlined above, the polynomials would make each tile ten times longer.
+  if (t.later) activate_rows(t.c, t.ldc, MR, (NV - 1) * VL + t.last, *t.later);
 }
 
 typedef void (*TileFn)(const Tile&);
