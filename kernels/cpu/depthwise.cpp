@@ -64,11 +64,7 @@ void pixels(const Pixels& b) {
       const float* from = src + r * src_row + c;
       Vec row[COLUMNS];
 #pragma GCC unroll 16
-      for (int i = 0; i < COLUMNS; ++i, from += channels) {
-        row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
-        // What the next block adds; its upper rows the strip above has brought to L2.
-        if (!PADDED && r >= ROWS - PY * S && i >= COLUMNS - PX * S) __builtin_prefetch(from + PX * S * channels, 0, 3);
-      }
+      for (int i = 0; i < COLUMNS; ++i, from += channels) row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
 #pragma GCC unroll 8
       for (int y = 0; y < PY; ++y) {
         const int ky = r - y * S;
@@ -141,20 +137,30 @@ struct Block {
       }                                                            \
     }                                                              \
   }
+// Of those that fit, the one that computes the fewest pixels twice, or the first: maps of 7 x 7 and 14 x 14 are common.
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
-constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 2, 4), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 4)};
+constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 3, 4), CS_BLOCK(3, 1, 2, 7), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(3, 2, 1, 7),
+                            CS_BLOCK(5, 1, 2, 7), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 7), CS_BLOCK(5, 2, 1, 4)};
 #else
 constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4), CS_BLOCK(5, 2, 1, 3)};
 #endif
+
+const Block* choose(const Problem& p) {
+  const Block* best = nullptr;
+  auto computed = [&](const Block& b) { return round_up(p.ow(), b.px); };
+  for (const Block& b : BLOCKS)
+    if (p.kh == b.k && p.kw == b.k && p.sh == b.s && p.sw == b.s && p.dh == 1 && p.dw == 1 && p.ow() >= b.px &&
+        (!best || computed(b) < computed(*best)))
+      best = &b;
+  return best;
+}
 
 void run_nhwc(const Call& call) {
   const Problem& p = call.p;
   const int64_t oh = p.oh(), ow = p.ow(), channels = p.oc;
   float* const zeros = call.workspace;
   for (int64_t c = 0; c < channels; ++c) zeros[c] = 0.0f;
-  const Block* block = nullptr;
-  for (const Block& b : BLOCKS)
-    if (p.kh == b.k && p.kw == b.k && p.sh == b.s && p.sw == b.s && p.dh == 1 && p.dw == 1 && ow >= b.px) block = &b;
+  const Block* const block = choose(p);
   const int64_t py = block ? block->py : 1, px = block ? block->px : 1;
   const int64_t strips = ceil_div(oh, py), tasks = p.mb * strips;
   // Small maps have too few rows for the threads: split the channels too, into parts of at least 4 registers.

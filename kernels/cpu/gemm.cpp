@@ -150,26 +150,22 @@ const TileFn TILES[MR_MAX][NV_MAX] = {{CS_ROW2(1)}, {CS_ROW2(2)}, {CS_ROW2(3)}, 
 #endif
 
 // Runs `t` down m rows, in tiles of sizes as even as possible: a tail of one row would cost as much as a whole tile.
-// `prefetch`: fetch the next tile's rows of A ahead; the hardware does not follow that many short rows. `next`: the
-// part of B that comes after, fetched at the pace of the tiles; or t.b itself.
-void down(Tile t, int64_t m, int nv, bool prefetch, const float* next) {
-  const int64_t tiles = ceil_div(m, MR_OF[nv]);
+// Meanwhile the tiles fetch, each its share, the part of B that comes `next`; or, if null, the rows of A after their
+// own.
+void down(Tile t, int64_t m, int nv, const float* next) {
+  const int64_t tiles = ceil_div(m, MR_OF[nv]), depth = t.taps * (t.k_end - t.k_begin);
+  const int64_t step = min_of(16, ceil_div(nv * VL, tiles));  // of `next`, for each x; at most a cache line
   const float* const* a = t.a;
   float* c = t.c;
   const float *residual = t.residual, *row_bias = t.row_bias;
-  const int64_t depth = t.taps * (t.k_end - t.k_begin);
-  t.fetch_step = next == t.b ? 0 : min_of(16, ceil_div(nv * VL, tiles));  // at most a line for each x
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = i * m / tiles, end = (i + 1) * m / tiles;
     t.a = a + begin;
     t.c = c + begin * t.ldc;
     if (residual) t.residual = residual + begin * t.ldc;
     if (row_bias) t.row_bias = row_bias + begin;
-    t.fetch = next + i * depth * t.fetch_step;
-    if (prefetch && t.k_end - t.k_begin >= 64)  // short rows lie close together: prefetching cost first layers 6-15%
-      for (int64_t tap = 0; tap < t.taps; ++tap)
-        for (int64_t r = end; r < min_of(m, end + (end - begin)); ++r)
-          for (int64_t x = t.k_begin; x < t.k_end; x += 16) __builtin_prefetch(a[tap * t.tap_stride + r] + x);
+    t.fetch = next ? next + i * depth * step : a[end - 1] + t.k_end;
+    t.fetch_step = next ? step : end - begin;
     TILES[end - begin - 1][nv - 1](t);
   }
 }
@@ -203,8 +199,10 @@ void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_
         t.column_bias = first_block && g.epilogue && g.epilogue->bias ? g.epilogue->bias + n : nullptr;
         t.residual = epilogue && g.residual ? g.residual + n : nullptr;
         const int64_t after = groups.begin(i + 1) * VL;
-        const float* next = i + 1 < group_end ? g.b + after * depth + offset * (groups.begin(i + 2) * VL - after) : t.b;
-        down(t, g.m, static_cast<int>(nv), i == group_begin, next);
+        const float* next =
+            i + 1 < group_end ? g.b + after * depth + offset * (groups.begin(i + 2) * VL - after) : nullptr;
+        const bool rows_first = i == group_begin && g.taps == 1 && g.m > nv * VL;  // A is the larger of the two
+        down(t, g.m, static_cast<int>(nv), rows_first ? nullptr : next);
       }
     }
   }
@@ -243,7 +241,7 @@ void gemm_row_major(const GemmRowMajor& g, float* edge) {
           t.c = g.c + m * g.ldc + n;
           t.residual = epilogue && g.residual ? g.residual + m * g.ldc + n : nullptr;
           t.last = last;
-          down(t, count, static_cast<int>(nv), n == 0, t.b);
+          down(t, count, static_cast<int>(nv), nullptr);
         };
         t.b_k = g.ldb;
         t.b_taps = g.b_taps ? g.b_taps + tap : nullptr;

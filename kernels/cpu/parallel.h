@@ -1,6 +1,6 @@
 // Tasks over threads. Each thread has its share of the tasks, the same part of a layer in each layer, so that it finds
-// in its own cache what it wrote; and it takes over tasks of the others when it is done, because a neighbour on a shared
-// core can slow one thread down. Which thread runs a task never changes its result.
+// in its own cache what it wrote; and it takes over tasks of the others when it is done, because a neighbour on a
+// shared core can slow one thread down. Which thread runs a task never changes its result.
 #pragma once
 #include "kernel.h"
 #include "vec.h"
@@ -23,8 +23,7 @@ CS_INLINE void for_tasks(const Parallel& parallel, int64_t n, const F& f) {
   const int64_t slots = min_of(parallel.threads, n);
   context.f = &f;
   context.count = min_of(slots, SHARES);
-  for (int64_t i = 0; i < context.count; ++i)
-    context.shares[i] = {i * n / context.count, (i + 1) * n / context.count};
+  for (int64_t i = 0; i < context.count; ++i) context.shares[i] = {i * n / context.count, (i + 1) * n / context.count};
   auto body = [](void* opaque, int64_t begin, int64_t end) {
     Context& c = *static_cast<Context*>(opaque);
     for (int64_t slot = begin; slot < end; ++slot)

@@ -17,10 +17,10 @@ struct TaskGrid {
     int64_t least = INT64_MAX;
     for (int64_t columns = 1; columns <= min_of(groups, 4 * threads); ++columns) {
       int64_t blocks = ceil_div(rows, rows_in_task);
-      const bool few = blocks * columns < 8 * threads;
-      if (few && blocks * columns % threads) blocks = min_of(round_up(blocks, threads), rows);
+      if (blocks * columns % threads) blocks = min_of(round_up(blocks, threads), rows);
       const int64_t task = (ceil_div(rows, blocks) + PANEL) * ceil_div(groups, columns) + TASK;
-      const int64_t cost = ceil_div(blocks * columns, threads) * task;
+      int64_t cost = ceil_div(blocks * columns, threads) * task;
+      if (columns > 1) cost += cost / 10;  // the next layer, split by rows, reads from another core's cache
       if (cost >= least) continue;
       least = cost;
       row_tasks = blocks;
