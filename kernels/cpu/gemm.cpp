@@ -141,9 +141,10 @@ typedef void (*TileFn)(const Tile&);
 #define CS_ROW3(MR) CS_ROW2(MR), tile<MR, 3>
 #define CS_ROW4(MR) CS_ROW3(MR), tile<MR, 4>
 #if defined(__AVX512F__) || defined(__aarch64__)
-const TileFn TILES[MR_MAX][NV_MAX] = {{CS_ROW4(1)}, {CS_ROW4(2)},  {CS_ROW4(3)},  {CS_ROW4(4)},
-                                      {CS_ROW4(5)}, {CS_ROW4(6)},  {CS_ROW3(7)},  {CS_ROW3(8)},
-                                      {CS_ROW3(9)}, {CS_ROW2(10)}, {CS_ROW2(11)}, {CS_ROW2(12)}};
+const TileFn TILES[MR_MAX][NV_MAX] = {{CS_ROW4(1)},           {CS_ROW4(2)},           {CS_ROW4(3)},
+                                      {CS_ROW4(4)},           {CS_ROW4(5)},           {CS_ROW4(6)},
+                                      {CS_ROW3(7)},           {CS_ROW3(8)},           {nullptr, tile<9, 2>},
+                                      {nullptr, tile<10, 2>}, {nullptr, tile<11, 2>}, {nullptr, tile<12, 2>}};
 #else
 const TileFn TILES[MR_MAX][NV_MAX] = {{CS_ROW2(1)}, {CS_ROW2(2)}, {CS_ROW2(3)}, {CS_ROW2(4)},
                                       {CS_ROW2(5)}, {CS_ROW2(6)}, {CS_ROW1(7)}, {CS_ROW1(8)}};

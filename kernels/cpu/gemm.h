@@ -12,7 +12,7 @@ namespace convselect::CONVSELECT_ISA {
 
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers: accumulators + one row of B + a broadcast
 constexpr int NV_MAX = 4;
-constexpr int MR_OF[NV_MAX + 1] = {0, 12, 12, 8, 6};
+constexpr int MR_OF[NV_MAX + 1] = {0, 8, 12, 8, 6};
 constexpr int MR_MAX = 12;
 #else  // 16 registers
 constexpr int NV_MAX = 2;
