@@ -14,7 +14,8 @@ CS_INLINE Vec at_most(Vec x, float high) { return x > splat(high) ? splat(high) 
 CS_INLINE Vec exp_of(Vec x) {
   x = at_most(at_least(x, -87.0f), 88.0f);
   const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  Vec n = (x * 1.44269504088896341f + shift) - shift;
+  const Vec sum = x * 1.44269504088896341f + shift;
+  const Vec n = sum - shift;
   Vec r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   Vec p = splat(1.0f / 720);
@@ -24,8 +25,7 @@ CS_INLINE Vec exp_of(Vec x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  Vec finite = x == x ? n : Vec{};
-  VecI bits = (__builtin_convertvector(finite, VecI) + 127) << 23;
+  const VecI bits = (reinterpret_cast<VecI>(sum) << 23) + (127 << 23);  // 2^n: n is in the low bits of the sum
   return p * reinterpret_cast<Vec>(bits);
 }
 
@@ -53,7 +53,7 @@ CS_INLINE Vec activate(Vec x, Act act, float alpha, float beta) {
     case Act::relu: return at_least(x, 0.0f);
     case Act::clamp: return at_most(at_least(x, alpha), beta);
     case Act::leaky_relu: return x < Vec{} ? alpha * x : x;
-    case Act::silu: return x * sigmoid_of(x);
+    case Act::silu: return x / (1.0f + exp_of(-x));
     case Act::sigmoid: return sigmoid_of(x);
     case Act::hardswish: return x * (at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6));
     case Act::hardsigmoid: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6);
@@ -73,6 +73,9 @@ struct Range {
     complete = e.act == Act::identity || e.act == Act::relu || e.act == Act::clamp;
   }
 };
+
+// dst[row][i] = act(dst[row][i]) for i < n, rows `stride` apart; for what has just been written and is still in L1.
+void activate_rows(float* dst, int64_t stride, int64_t rows, int64_t n, const Epilogue&);
 
 CS_INLINE Vec in_range(Vec x, const Range& r) { return at_most(at_least(x, r.low), r.high); }
 

@@ -10,13 +10,6 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
-// dst[i] = act(dst[i]) while it is still in the cache
-void activate_span(float* dst, int64_t n, const Epilogue& e) {
-  int64_t i = 0;
-  for (; i + VL <= n; i += VL) store(dst + i, activate(load(dst + i), e.act, e.alpha, e.beta));
-  if (i < n) store_part(dst + i, activate(load_part(dst + i, n - i), e.act, e.alpha, e.beta), n - i);
-}
-
 // ---- NHWC ----------------------------------------------------------------------------------------------------------
 
 // packed  [channels / VL][kh * kw][VL], absent channels zero
@@ -71,11 +64,7 @@ void pixels(const Pixels& b) {
       const float* from = src + r * src_row + c;
       Vec row[COLUMNS];
 #pragma GCC unroll 16
-      for (int i = 0; i < COLUMNS; ++i, from += channels) {
-        row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
-        // What the next block adds; its upper rows the strip above has brought to L2.
-        if (!PADDED && r >= ROWS - PY * S && i >= COLUMNS - PX * S) __builtin_prefetch(from + PX * S * channels, 0, 3);
-      }
+      for (int i = 0; i < COLUMNS; ++i, from += channels) row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
 #pragma GCC unroll 8
       for (int y = 0; y < PY; ++y) {
         const int ky = r - y * S;
@@ -106,6 +95,9 @@ void pixels(const Pixels& b) {
     int64_t c = b.c_begin;
     for (; c + VL <= c_end; c += VL) at_channel(c, VL);
     if (c < c_end) at_channel(c, c_end - c);
+    if (!range.complete)
+      for (int y = 0; y < PY; ++y)
+        activate_rows(dst + y * dst_row + b.c_begin, dst_stride, PX, c_end - b.c_begin, *b.epilogue);
     src += PX * S * channels;
     dst += PX * dst_stride;
     if (residual) residual += PX * dst_stride;
@@ -129,6 +121,7 @@ void any_pixel(int64_t taps, const Pixels& b) {
     else
       store_part(b.dst + c, acc, lanes);
   }
+  if (!range.complete) activate_rows(b.dst + b.c_begin, b.dst_stride, 1, b.c_end - b.c_begin, *b.epilogue);
 }
 
 typedef void (*PixelsFn)(const Pixels&);
@@ -144,20 +137,30 @@ struct Block {
       }                                                            \
     }                                                              \
   }
+// Of those that fit, the one that computes the fewest pixels twice, or the first: maps of 7 x 7 and 14 x 14 are common.
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
-constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 2, 4), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 4)};
+constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 3, 4), CS_BLOCK(3, 1, 2, 7), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(3, 2, 1, 7),
+                            CS_BLOCK(5, 1, 2, 7), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 7), CS_BLOCK(5, 2, 1, 4)};
 #else
 constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4), CS_BLOCK(5, 2, 1, 3)};
 #endif
+
+const Block* choose(const Problem& p) {
+  const Block* best = nullptr;
+  auto computed = [&](const Block& b) { return round_up(p.ow(), b.px); };
+  for (const Block& b : BLOCKS)
+    if (p.kh == b.k && p.kw == b.k && p.sh == b.s && p.sw == b.s && p.dh == 1 && p.dw == 1 && p.ow() >= b.px &&
+        (!best || computed(b) < computed(*best)))
+      best = &b;
+  return best;
+}
 
 void run_nhwc(const Call& call) {
   const Problem& p = call.p;
   const int64_t oh = p.oh(), ow = p.ow(), channels = p.oc;
   float* const zeros = call.workspace;
   for (int64_t c = 0; c < channels; ++c) zeros[c] = 0.0f;
-  const Block* block = nullptr;
-  for (const Block& b : BLOCKS)
-    if (p.kh == b.k && p.kw == b.k && p.sh == b.s && p.sw == b.s && p.dh == 1 && p.dw == 1 && ow >= b.px) block = &b;
+  const Block* const block = choose(p);
   const int64_t py = block ? block->py : 1, px = block ? block->px : 1;
   const int64_t strips = ceil_div(oh, py), tasks = p.mb * strips;
   // Small maps have too few rows for the threads: split the channels too, into parts of at least 4 registers.
@@ -212,10 +215,6 @@ void run_nhwc(const Call& call) {
         }
         i += b.blocks;
       }
-      if (!Range(e).complete)
-        for (int64_t r = 0; r < step; ++r)
-          for (int64_t x = 0; x < ow; ++x)
-            activate_span(call.dst + ((n * oh + y + r) * ow + x) * call.dst_stride + b.c_begin, b.c_end - b.c_begin, e);
     }
   });
 }

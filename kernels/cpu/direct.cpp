@@ -66,15 +66,16 @@ void run_nhwc(const Call& call) {
 // copies the rows of src that it needs; a copy from NCHW exchanges the dimensions on the way. Meant for first layers,
 // where ic alone would make a very short k.
 
-struct Band {  // output rows of a task
+struct Band {  // at most `rows` output rows, of a task
   int64_t rows, step, bands, width, floats, pointers;
 
   Band(const Problem& p, int threads) {
     const int64_t oh = p.oh(), ow = p.ow();
     step = max_of(1, min_of(oh, 96 / ow));  // output rows of one product
     // Long enough that neighbours share few rows of src, short enough for all threads to have work.
-    rows = max_of(step, min_of(round_up(2 * p.kh, step), p.mb * oh / (4 * threads) / step * step));
-    bands = ceil_div(oh, rows);
+    const int64_t want = max_of(step, min_of(round_up(2 * p.kh, step), p.mb * oh / (4 * threads) / step * step));
+    bands = min_of(oh, round_up(ceil_div(oh, want), threads));  // the same number for each thread, of even lengths
+    rows = ceil_div(oh, bands);
     width = (p.iw + 2 * p.pw) * p.ic;
     floats = round_up(((rows - 1) * p.sh + (p.kh - 1) * p.dh + 1) * width, 16);
     pointers = round_up(p.kh * step * ow * 2, 16);
@@ -114,7 +115,7 @@ void run_padded(const Call& call) {
     float* padded = call.workspace + slot * (band.floats + band.pointers);
     const float** a = reinterpret_cast<const float**>(padded + band.floats);
     const int64_t row = grid.row_begin(task), n = row / band.bands;
-    const int64_t y0 = row % band.bands * band.rows, y1 = min_of(oh, y0 + band.rows);
+    const int64_t y0 = row % band.bands * oh / band.bands, y1 = (row % band.bands + 1) * oh / band.bands;
     const int64_t top = y0 * p.sh - p.ph, rows = (y1 - 1 - y0) * p.sh + (p.kh - 1) * p.dh + 1;
     for (int64_t r = 0; r < rows; ++r) pad_row<NHWC>(p, call.src, n, top + r, padded + r * band.width);
     for (int64_t y = y0; y < y1; y += band.step) {

@@ -40,7 +40,9 @@ struct Tile {
   int64_t tap_stride, taps, k_begin, k_end;
   const float* b;
   const int64_t* b_taps;  // where each tap's B begins, from b; null: after the tap before
-  int64_t b_k, b_v;       // B[x], register v at b + x * b_k + v * b_v
+  int64_t b_k;            // B[x], register v at b + x * b_k + v * VL
+  const float* fetch;     // what to bring to L2 meanwhile, fetch_step floats for each x
+  int64_t fetch_step;
   float* c;
   int64_t ldc;
   int64_t last;  // valid lanes of the last register, 1..VL
@@ -63,18 +65,38 @@ struct Tile {
 
 template <int MR, int NV>
 void tile(const Tile& t) {
-  Vec acc[MR][NV] = {};
-  const float* b = t.b;
+  // The last register may be partial; it alone pays for a mask. Each step is one test, not one for each register.
+  const bool whole = t.last == VL;
+  auto at = [&](const float* from, int v) {
+    return v < NV - 1 || whole ? load(from + v * VL) : load_part(from + v * VL, t.last);
+  };
+  Vec acc[MR][NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    const Vec start = t.column_bias ? at(t.column_bias, v) : Vec{};
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) acc[m][v] = start;
+  }
+  if (t.row_bias) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = splat(t.row_bias[m]);
+  }
+  const float *b = t.b, *fetch = t.fetch;
+  const int64_t fetch_step = t.fetch_step;
   for (int64_t tap = 0; tap < t.taps; ++tap) {
     const float* a[MR];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) a[m] = t.a[tap * t.tap_stride + m];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) a[m] = t.a[tap * t.tap_stride + m] + t.k_end;
     if (t.b_taps) b = t.b + t.b_taps[tap];
-    for (int64_t x = t.k_begin; x < t.k_end; ++x) {
+    for (int64_t x = t.k_begin - t.k_end; x < 0; ++x) {
       Vec row[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) row[v] = load(b + v * t.b_v);
-#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) row[v] = load(b + v * VL);
+      __builtin_prefetch(fetch, 0, 2);
+      fetch += fetch_step;
+#pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) {
         const Vec scalar = splat(a[m][x]);
 #pragma GCC unroll 4
@@ -83,41 +105,22 @@ void tile(const Tile& t) {
       b += t.b_k;
     }
   }
-  // The last register may be partial; it alone pays for a mask. Each step is one test, not one for each register.
-  const bool whole = t.last == VL;
-  auto at = [&](const float* from, int v) {
-    return v < NV - 1 || whole ? load(from + v * VL) : load_part(from + v * VL, t.last);
-  };
   auto add = [&](const float* from) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] += at(from + m * t.ldc, v);
   };
   if (t.accumulate) add(t.c);
-  if (t.column_bias) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      const Vec bias = at(t.column_bias, v);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) acc[m][v] += bias;
-    }
-  }
-  if (t.row_bias) {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] += splat(t.row_bias[m]);
-  }
   if (t.residual) add(t.residual);
   if (t.clamp) {
     const float low = t.low, high = t.high;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] = at_most(at_least(acc[m][v], low), high);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
     float* c = t.c + m * t.ldc;
 #pragma GCC unroll 4
@@ -128,39 +131,31 @@ void tile(const Tile& t) {
         store_part(c + v * VL, acc[m][v], t.last);
     }
   }
-  if (t.later)  // from L1; inlined above, the polynomials would make each tile ten times longer
-    for (int m = 0; m < MR; ++m) {
-      float* c = t.c + m * t.ldc;
-      finish_row(c, c, (NV - 1) * VL + t.last, 0.0f, nullptr, nullptr, *t.later);
-    }
+  // From L1; inlined above, the polynomials would make each tile ten times longer.
+  if (t.later) activate_rows(t.c, t.ldc, MR, (NV - 1) * VL + t.last, *t.later);
 }
 
 typedef void (*TileFn)(const Tile&);
-#define CS_ROW(MR) \
-  {                \
-    nullptr, tile<MR, 1>, tile<MR, 2>
-#define CS_ROW4(MR)                    \
-  CS_ROW(MR), tile<MR, 3>, tile<MR, 4> \
-  }
-#define CS_ROW3(MR)                \
-  CS_ROW(MR), tile<MR, 3>, nullptr \
-  }
-#define CS_ROW2(MR) \
-  CS_ROW(MR)        \
-  }
-#define CS_ROW1(MR) {nullptr, tile<MR, 1>, nullptr}
+#define CS_ROW1(MR) tile<MR, 1>
+#define CS_ROW2(MR) CS_ROW1(MR), tile<MR, 2>
+#define CS_ROW3(MR) CS_ROW2(MR), tile<MR, 3>
+#define CS_ROW4(MR) CS_ROW3(MR), tile<MR, 4>
 #if defined(__AVX512F__) || defined(__aarch64__)
-const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},         CS_ROW4(1), CS_ROW4(2), CS_ROW4(3), CS_ROW4(4),
-                                              CS_ROW4(5), CS_ROW4(6), CS_ROW3(7), CS_ROW3(8)};
+const TileFn TILES[MR_MAX][NV_MAX] = {{CS_ROW4(1)},           {CS_ROW4(2)},           {CS_ROW4(3)},
+                                      {CS_ROW4(4)},           {CS_ROW4(5)},           {CS_ROW4(6)},
+                                      {CS_ROW3(7)},           {CS_ROW3(8)},           {nullptr, tile<9, 2>},
+                                      {nullptr, tile<10, 2>}, {nullptr, tile<11, 2>}, {nullptr, tile<12, 2>}};
 #else
-const TileFn TILES[MR_MAX + 1][NV_MAX + 1] = {{},         CS_ROW2(1), CS_ROW2(2), CS_ROW2(3), CS_ROW2(4),
-                                              CS_ROW2(5), CS_ROW2(6), CS_ROW1(7), CS_ROW1(8)};
+const TileFn TILES[MR_MAX][NV_MAX] = {{CS_ROW2(1)}, {CS_ROW2(2)}, {CS_ROW2(3)}, {CS_ROW2(4)},
+                                      {CS_ROW2(5)}, {CS_ROW2(6)}, {CS_ROW1(7)}, {CS_ROW1(8)}};
 #endif
 
 // Runs `t` down m rows, in tiles of sizes as even as possible: a tail of one row would cost as much as a whole tile.
-// `prefetch`: fetch the next tile's rows of A ahead; the hardware does not follow that many short rows.
-void down(Tile t, int64_t m, int nv, bool prefetch) {
-  const int64_t tiles = ceil_div(m, MR_OF[nv]);
+// Meanwhile the tiles fetch, each its share, the part of B that comes `next`; or, if null, the rows of A after their
+// own.
+void down(Tile t, int64_t m, int nv, const float* next) {
+  const int64_t tiles = ceil_div(m, MR_OF[nv]), depth = t.taps * (t.k_end - t.k_begin);
+  const int64_t step = min_of(16, ceil_div(nv * VL, tiles));  // of `next`, for each x; at most a cache line
   const float* const* a = t.a;
   float* c = t.c;
   const float *residual = t.residual, *row_bias = t.row_bias;
@@ -170,11 +165,9 @@ void down(Tile t, int64_t m, int nv, bool prefetch) {
     t.c = c + begin * t.ldc;
     if (residual) t.residual = residual + begin * t.ldc;
     if (row_bias) t.row_bias = row_bias + begin;
-    if (prefetch && t.k_end - t.k_begin >= 64)  // short rows lie close together: prefetching cost first layers 6-15%
-      for (int64_t tap = 0; tap < t.taps; ++tap)
-        for (int64_t r = end; r < min_of(m, end + (end - begin)); ++r)
-          for (int64_t x = t.k_begin; x < t.k_end; x += 16) __builtin_prefetch(a[tap * t.tap_stride + r] + x);
-    TILES[end - begin][nv](t);
+    t.fetch = next ? next + i * depth * step : a[end - 1] + t.k_end;
+    t.fetch_step = next ? step : end - begin;
+    TILES[end - begin - 1][nv - 1](t);
   }
 }
 
@@ -182,31 +175,35 @@ void down(Tile t, int64_t m, int nv, bool prefetch) {
 
 void gemm(const Gemm& g, const ColumnGroups& groups, int64_t group_begin, int64_t group_end) {
   // A block of K is a run of whole taps, or a part of one tap when a tap alone is longer than a block.
-  const int64_t taps_step = max_of(1, K_BLOCK / g.k);
-  const int64_t k_parts = max_of(1, ceil_div(g.k, K_BLOCK));
-  for (int64_t tap = 0; tap < g.taps; tap += taps_step) {
+  const int64_t tap_blocks = ceil_div(g.taps, max_of(1, K_BLOCK / g.k)), k_parts = ceil_div(g.k, K_BLOCK);
+  for (int64_t block = 0; block < tap_blocks; ++block) {
+    const int64_t tap = block * g.taps / tap_blocks;
     for (int64_t part = 0; part < k_parts; ++part) {
       Tile t{};
-      t.taps = min_of(taps_step, g.taps - tap);
+      t.taps = (block + 1) * g.taps / tap_blocks - tap;
       t.tap_stride = g.m;
       t.k_begin = part * g.k / k_parts;
       t.k_end = (part + 1) * g.k / k_parts;
       t.ldc = g.ldc;
       t.accumulate = g.accumulate || tap + part > 0;
-      const bool last = tap + t.taps == g.taps && part == k_parts - 1;
+      const bool first_block = tap + part == 0, last = tap + t.taps == g.taps && part == k_parts - 1;
       const Epilogue* epilogue = last ? g.epilogue : nullptr;
       t.finish(epilogue);
       for (int64_t i = group_begin; i < group_end; ++i) {
         const int64_t first = groups.begin(i), nv = groups.begin(i + 1) - first, n = first * VL;
         t.a = g.a + tap * g.m;
-        t.b = g.b + n * (g.taps * g.k) + (tap * g.k + t.k_begin) * nv * VL;
+        const int64_t offset = tap * g.k + t.k_begin, depth = g.taps * g.k;
+        t.b = g.b + n * depth + offset * nv * VL;
         t.b_k = nv * VL;
-        t.b_v = VL;
         t.c = g.c + n;
         t.last = min_of(VL, groups.columns - (n + (nv - 1) * VL));
-        t.column_bias = epilogue && epilogue->bias ? epilogue->bias + n : nullptr;
+        t.column_bias = first_block && g.epilogue && g.epilogue->bias ? g.epilogue->bias + n : nullptr;
         t.residual = epilogue && g.residual ? g.residual + n : nullptr;
-        down(t, g.m, static_cast<int>(nv), i == group_begin);
+        const int64_t after = groups.begin(i + 1) * VL;
+        const float* next =
+            i + 1 < group_end ? g.b + after * depth + offset * (groups.begin(i + 2) * VL - after) : nullptr;
+        const bool rows_first = i == group_begin && g.taps == 1 && g.m > nv * VL;  // A is the larger of the two
+        down(t, g.m, static_cast<int>(nv), rows_first ? nullptr : next);
       }
     }
   }
@@ -240,13 +237,12 @@ void gemm_row_major(const GemmRowMajor& g, float* edge) {
           for (int64_t i = 0; i < count; ++i) rows[j * count + i] = g.a + (m + i) * g.lda + (tap + j) * g.k;
         t.a = rows;
         t.tap_stride = count;
-        t.row_bias = epilogue && g.bias ? g.bias + m : nullptr;
+        t.row_bias = tap + part == 0 && g.epilogue && g.bias ? g.bias + m : nullptr;
         auto columns = [&](int64_t n, int64_t nv, int64_t last) {
-          t.b_v = VL;
           t.c = g.c + m * g.ldc + n;
           t.residual = epilogue && g.residual ? g.residual + m * g.ldc + n : nullptr;
           t.last = last;
-          down(t, count, static_cast<int>(nv), n == 0);
+          down(t, count, static_cast<int>(nv), nullptr);
         };
         t.b_k = g.ldb;
         t.b_taps = g.b_taps ? g.b_taps + tap : nullptr;

@@ -12,12 +12,13 @@ namespace convselect::CONVSELECT_ISA {
 
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers: accumulators + one row of B + a broadcast
 constexpr int NV_MAX = 4;
-constexpr int MR_OF[NV_MAX + 1] = {0, 8, 8, 8, 6};
+constexpr int MR_OF[NV_MAX + 1] = {0, 8, 12, 8, 6};
+constexpr int MR_MAX = 12;
 #else  // 16 registers
 constexpr int NV_MAX = 2;
 constexpr int MR_OF[NV_MAX + 1] = {0, 8, 6};
-#endif
 constexpr int MR_MAX = 8;
+#endif
 
 // K is blocked so that a block of B, K_BLOCK x NV_MAX registers, stays in half of a 512 KiB L2.
 constexpr int64_t K_BLOCK = 1024;

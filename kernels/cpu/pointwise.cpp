@@ -14,7 +14,8 @@ void pack_nhwc(const Problem& p, const float* weight, float* packed) {
   pack_columns(ColumnGroups(p.oc), weight, p.ic, 1, p.ic, packed);
 }
 
-constexpr int64_t ROWS = 96;  // pixels of a task: their A block, 96 x K_BLOCK floats, stays in L2
+constexpr int64_t ROWS = 96;           // pixels of a task: their A block, 96 x K_BLOCK floats, stays in L2
+constexpr int64_t SERIAL = 16 * 1024;  // multiply-adds that take less time than to wake a thread
 
 int64_t no_workspace(const Problem&, int) { return 0; }
 
@@ -22,8 +23,9 @@ void run_nhwc(const Call& call) {
   const Problem& p = call.p;
   const int64_t oh = p.oh(), ow = p.ow();
   const ColumnGroups groups(p.oc);
-  const TaskGrid grid(p.mb * oh * ow, ROWS, groups.groups, call.parallel.threads);
-  for_tasks(call.parallel, grid.count(), [&](int64_t task, int64_t) {
+  const Parallel parallel{p.mb * oh * ow * p.ic * p.oc < SERIAL ? 1 : call.parallel.threads, call.parallel.loop};
+  const TaskGrid grid(p.mb * oh * ow, ROWS, groups.groups, parallel.threads);
+  for_tasks(parallel, grid.count(), [&](int64_t task, int64_t) {
     const int64_t begin = grid.row_begin(task), end = grid.row_end(task);
     const float* a[ROWS + 1];
     for_runs(oh, ow, begin, end, [&](int64_t n, int64_t y, int64_t x, int64_t i, int64_t count) {

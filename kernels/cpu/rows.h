@@ -6,14 +6,26 @@
 
 namespace convselect::CONVSELECT_ISA {
 
-// Tasks of a matrix product: blocks of rows first; of column groups too when there are too few rows to keep all
-// threads busy.
+// Tasks of a matrix product: blocks of at most `rows_in_task` rows, times blocks of column groups. Of the ways to split
+// the columns, and the rows so that the tasks can be dealt out evenly, the one whose busiest thread has the least to
+// do.
 struct TaskGrid {
   int64_t rows, groups, row_tasks, column_tasks;
 
-  TaskGrid(int64_t rows, int64_t rows_in_task, int64_t groups, int threads)
-      : rows(rows), groups(groups), row_tasks(ceil_div(rows, rows_in_task)) {
-    column_tasks = threads == 1 || row_tasks >= 4 * threads ? 1 : min_of(groups, ceil_div(4 * threads, row_tasks));
+  TaskGrid(int64_t rows, int64_t rows_in_task, int64_t groups, int threads) : rows(rows), groups(groups) {
+    constexpr int64_t PANEL = 8, TASK = 2;  // costs in rows of one group: to fetch a group's part of B; to start a task
+    int64_t least = INT64_MAX;
+    for (int64_t columns = 1; columns <= min_of(groups, 4 * threads); ++columns) {
+      int64_t blocks = ceil_div(rows, rows_in_task);
+      if (blocks * columns % threads) blocks = min_of(round_up(blocks, threads), rows);
+      const int64_t task = (ceil_div(rows, blocks) + PANEL) * ceil_div(groups, columns) + TASK;
+      int64_t cost = ceil_div(blocks * columns, threads) * task;
+      if (columns > 1) cost += cost / 10;  // the next layer, split by rows, reads from another core's cache
+      if (cost >= least) continue;
+      least = cost;
+      row_tasks = blocks;
+      column_tasks = columns;
+    }
   }
   int64_t count() const { return row_tasks * column_tasks; }
   int64_t row_begin(int64_t task) const { return task % row_tasks * rows / row_tasks; }
