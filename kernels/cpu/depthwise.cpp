@@ -145,9 +145,11 @@ struct Block {
     }                                                              \
   }
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
-constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 2, 4), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 4)};
+constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 2, 4), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(5, 1, 2, 4),
+                            CS_BLOCK(5, 2, 1, 4), CS_BLOCK(7, 1, 2, 4), CS_BLOCK(7, 2, 1, 4)};
 #else
-constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4), CS_BLOCK(5, 2, 1, 3)};
+constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4),
+                            CS_BLOCK(5, 2, 1, 3), CS_BLOCK(7, 1, 1, 4), CS_BLOCK(7, 2, 1, 3)};
 #endif
 
 void run_nhwc(const Call& call) {
