@@ -4,6 +4,7 @@ from convselect.primitives import (  # noqa: F401
     aten,
     depthwise,
     direct,
+    grouped,
     im2,
     kn2,
     onednn,
