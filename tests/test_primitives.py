@@ -29,11 +29,11 @@ SAMPLE = int(os.environ.get("CONVSELECT_TEST_SAMPLE", "0"))  # run this many pro
 MAX_MACS = 1_000_000 if SAMPLE else 8_000_000
 
 # Sums of small integers are exact in float32, whatever the order, where nothing but sums and products is done.
-EXACT_FAMILIES = {"direct", "pointwise", "im2row", "im2col", "kn2row", "kn2col", "depthwise", "grouped"}
+EXACT_FAMILIES = {"direct", "pointwise", "im2row", "im2col", "kn2row", "kn2col", "depthwise", "grouped", "mec"}
 
 # How many of PROBLEMS a primitive of the family must accept, so that none passes by refusing.
 LEAST_ACCEPTED = {"direct": 90, "im2row": 150, "im2col": 150, "pointwise": 15, "kn2row": 40, "kn2col": 40,
-                  "onednn": 150, "aten": 150, "depthwise": 8, "winograd": 8}  # fmt: skip
+                  "onednn": 150, "aten": 150, "depthwise": 8, "winograd": 8, "mec": 90}  # fmt: skip
 LEAST_ACCEPTED_DEFAULT = 5
 
 

@@ -7,6 +7,7 @@ from convselect.primitives import (  # noqa: F401
     grouped,
     im2,
     kn2,
+    mec,
     onednn,
     pointwise,
     winograd,

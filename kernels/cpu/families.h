@@ -15,6 +15,7 @@ CS_FAMILY(direct_nchw)
 CS_FAMILY(grouped)
 CS_FAMILY(im2)
 CS_FAMILY(kn2)
+CS_FAMILY(mec)
 CS_FAMILY(pointwise)
 CS_FAMILY(winograd)
 

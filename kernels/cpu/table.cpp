@@ -27,6 +27,7 @@ const KernelTable& table() {
         {grouped_kernels, grouped_count},
         {im2_kernels, im2_count},
         {kn2_kernels, kn2_count},
+        {mec_kernels, mec_count},
         {pointwise_kernels, pointwise_count},
         {winograd_kernels, winograd_count},
     };
