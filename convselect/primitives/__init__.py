@@ -4,6 +4,7 @@ from convselect.primitives import (  # noqa: F401
     aten,
     depthwise,
     direct,
+    fft,
     grouped,
     im2,
     kn2,
