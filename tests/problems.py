@@ -50,6 +50,11 @@ def corner_problems() -> list[ConvProblem]:
         replace(depthwise, ih=1, iw=1), replace(depthwise, g=100, ic=100, oc=100, ih=7, iw=7, sh=2, sw=1),
         replace(depthwise, oc=48), replace(depthwise, g=8, ic=24, oc=40), replace(depthwise, g=2, ic=34, oc=66),
         replace(depthwise, g=16, ic=16, oc=16, ih=30, iw=40), replace(depthwise, kh=7, kw=7, ph=3, pw=3),
+        replace(depthwise, g=6), replace(depthwise, g=6, mb=2, sh=2, sw=2), replace(depthwise, g=12, oc=48, ih=3, iw=3),
+        replace(depthwise, g=5, ic=40, oc=15, ph=0, pw=2), replace(depthwise, g=3, ic=48, oc=48, mb=2, ih=7, iw=7),
+        replace(depthwise, kh=31, kw=31, ph=15, pw=15), replace(depthwise, g=2, ic=34, oc=66, kh=7, kw=7, ph=3, pw=3),
+        replace(square, ic=2, oc=3, kh=9, kw=9, ph=9, pw=8, dh=2), replace(square, kh=5, kw=13, ph=5, pw=12, mb=2),
+        replace(square, ic=3, oc=4, kh=7, kw=9, ih=40, iw=200), replace(square, kh=11, kw=11, ph=5, pw=5, mb=2),
         ConvProblem(2, 1, 1, 23, 1, 16, 3, 3, 1, 2, 1, 1),
     ]  # fmt: skip
 

@@ -24,12 +24,12 @@ from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
 
 # Sums of small integers are exact in float32, whatever the order, where nothing but sums and products is done.
-EXACT_FAMILIES = {"direct", "pointwise", "im2row", "im2col", "kn2row", "kn2col", "depthwise"}
+EXACT_FAMILIES = {"direct", "pointwise", "im2row", "im2col", "kn2row", "kn2col", "depthwise", "grouped", "mec"}
 
 # How many of the corners and the random problems a primitive of the family must accept, so that none passes by
 # refusing.
 LEAST_ACCEPTED = {"direct": 1000, "im2row": 2000, "im2col": 2000, "pointwise": 150, "kn2row": 800, "kn2col": 800,
-                  "onednn": 2000, "aten": 2000, "depthwise": 150, "winograd": 15}  # fmt: skip
+                  "onednn": 2000, "aten": 2000, "depthwise": 150, "winograd": 15, "mec": 1000}  # fmt: skip
 LEAST_ACCEPTED_DEFAULT = 15
 
 

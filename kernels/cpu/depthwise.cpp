@@ -140,9 +140,11 @@ struct Block {
 // Of those that fit, the one that computes the fewest pixels twice, or the first: maps of 7 x 7 and 14 x 14 are common.
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
 constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 3, 4), CS_BLOCK(3, 1, 2, 7), CS_BLOCK(3, 2, 2, 4), CS_BLOCK(3, 2, 1, 7),
-                            CS_BLOCK(5, 1, 2, 7), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 7), CS_BLOCK(5, 2, 1, 4)};
+                            CS_BLOCK(5, 1, 2, 7), CS_BLOCK(5, 1, 2, 4), CS_BLOCK(5, 2, 1, 7), CS_BLOCK(5, 2, 1, 4),
+                            CS_BLOCK(7, 1, 2, 4), CS_BLOCK(7, 2, 1, 4)};
 #else
-constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4), CS_BLOCK(5, 2, 1, 3)};
+constexpr Block BLOCKS[] = {CS_BLOCK(3, 1, 1, 4), CS_BLOCK(3, 2, 1, 3), CS_BLOCK(5, 1, 1, 4),
+                            CS_BLOCK(5, 2, 1, 3), CS_BLOCK(7, 1, 1, 4), CS_BLOCK(7, 2, 1, 3)};
 #endif
 
 const Block* choose(const Problem& p) {

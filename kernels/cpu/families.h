@@ -12,8 +12,10 @@ namespace convselect::CONVSELECT_ISA {
 CS_FAMILY(depthwise)
 CS_FAMILY(direct)
 CS_FAMILY(direct_nchw)
+CS_FAMILY(grouped)
 CS_FAMILY(im2)
 CS_FAMILY(kn2)
+CS_FAMILY(mec)
 CS_FAMILY(pointwise)
 CS_FAMILY(winograd)
 

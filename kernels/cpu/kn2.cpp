@@ -1,6 +1,7 @@
 // A convolution as the sum over its taps of 1x1 convolutions, each shifted (Anderson et al., arXiv 1709.03395: kn2row
-// and kn2col, accumulating). A task keeps the product of one tap in its workspace and adds it to its band of dst, so
-// that src is read in place and memory does not grow with the taps. Stride 1.
+// and kn2col, accumulating), so that src is read in place and memory does not grow with the taps. In NHWC a shift is a
+// choice of rows, and each product is added to dst as it is made; in NCHW it is kept in the workspace and then added.
+// Stride 1.
 #include "families.h"
 #include "gemm.h"
 #include "parallel.h"
@@ -95,9 +96,9 @@ void run_row(const Call& call) {
   });
 }
 
-// --- kn2col_nhwc: T[pixels][oc] = src[pixels][ic] x weight of a tap
+// --- kn2col_nhwc: dst[pixels][oc] += src[shifted pixels][ic] x weight of a tap
 
-constexpr int64_t ROWS = 96;  // src pixels of one product
+constexpr int64_t ROWS = 96;  // output pixels of one product: its C stays in L2
 
 // packed  [tap][column group][ic][registers][VL]
 int64_t packed_column(const Problem& p) { return p.taps() * ColumnGroups(p.oc).packed_floats(p.ic); }
@@ -108,62 +109,43 @@ void pack_column(const Problem& p, const float* weight, float* packed) {
     pack_columns(groups, weight + t, p.ic, p.taps(), p.ic * p.taps(), packed + t * groups.packed_floats(p.ic));
 }
 
-struct ColumnBand : Band {
-  int64_t pixels, product, pointers;
-  explicit ColumnBand(const Problem& p) : Band(p, ROWS) {
-    pixels = rows * p.iw;
-    product = round_up(pixels * p.oc, 16);
-    pointers = round_up(pixels * 2, 16);
-  }
-};
+int64_t zeros_floats(const Problem& p) { return round_up(p.ic, 16); }
+int64_t pointers_floats(const Problem& p) { return round_up(ROWS * p.taps() * 2, 16); }
 
-int64_t workspace_column(const Problem& p, int threads) {
-  const ColumnBand band(p);
-  return threads * (band.product + band.pointers);
-}
+int64_t workspace_column(const Problem& p, int threads) { return zeros_floats(p) + threads * pointers_floats(p); }
 
 void run_column(const Call& call) {
   const Problem& p = call.p;
-  const Epilogue& e = call.epilogue;
-  const int64_t oh = p.oh(), ow = p.ow();
-  const ColumnBand band(p);
   const ColumnGroups groups(p.oc);
-  const int64_t row_tasks = p.mb * band.bands;
-  const TaskGrid grid(row_tasks, 1, groups.groups, call.parallel.threads);
+  const TaskGrid grid(p.mb * p.oh() * p.ow(), ROWS, groups.groups, call.parallel.threads);
+  float* zeros = call.workspace;
+  for (int64_t i = 0; i < zeros_floats(p); ++i) zeros[i] = 0.0f;
   for_tasks(call.parallel, grid.count(), [&](int64_t task, int64_t slot) {
-    const int64_t row = grid.row_begin(task), image = row / band.bands;
-    const int64_t y0 = row % band.bands * band.rows, y1 = min_of(oh, y0 + band.rows);
-    const int64_t n = groups.begin(grid.group_begin(task)) * VL;
-    const int64_t width = min_of(p.oc, groups.begin(grid.group_end(task)) * VL) - n;
-    float* product = call.workspace + slot * (band.product + band.pointers);
-    const float** a = reinterpret_cast<const float**>(product + band.product);
-    auto dst = [&](int64_t y, int64_t x) { return ((image * oh + y) * ow + x) * call.dst_stride + n; };
-    for (int64_t q = 0; q < (y1 - y0) * ow; ++q)
-      for (int64_t i = 0; i < width; ++i) call.dst[dst(y0, q) + i] = 0.0f;
-    for (int64_t tap = 0; tap < p.taps(); ++tap) {
-      const Shift s(p, tap / p.kw, tap % p.kw, y0, y1);
-      if (s.empty()) continue;
-      Gemm g{};
-      g.m = (s.bottom - s.top) * p.iw;
-      for (int64_t i = 0; i < g.m; ++i) a[i] = call.src + ((image * p.ih + s.top) * p.iw + i) * p.ic;
-      g.taps = 1;
-      g.k = p.ic;
-      g.a = a;
+    const int64_t begin = grid.row_begin(task), end = grid.row_end(task);
+    const float** a = reinterpret_cast<const float**>(call.workspace + zeros_floats(p) + slot * pointers_floats(p));
+    row_pointers(p, call.src, 0, zeros, begin, end, a);
+    Gemm g{};
+    g.taps = 1;
+    g.k = p.ic;
+    g.ldc = call.dst_stride;
+    const int64_t last = p.taps() - 1;
+    for (int64_t tap = 0; tap <= last; ++tap) {
+      const float** const rows = a + tap * (end - begin);
+      int64_t low = 0, high = end - begin;
+      if (tap > 0 && tap < last) {  // the first writes all of dst, and the last finishes all of it
+        while (low < high && rows[low] == zeros) ++low;
+        while (low < high && rows[high - 1] == zeros) --high;
+        if (low == high) continue;
+      }
+      const int64_t first = (begin + low) * call.dst_stride;
+      g.m = high - low;
+      g.a = rows + low;
       g.b = call.packed + tap * groups.packed_floats(p.ic);
-      g.c = product;
-      g.ldc = p.oc;
+      g.accumulate = tap > 0;
+      g.c = call.dst + first;
+      g.residual = call.epilogue.residual ? call.epilogue.residual + first : nullptr;
+      g.epilogue = tap == last ? &call.epilogue : nullptr;
       gemm(g, groups, grid.group_begin(task), grid.group_end(task));
-      for (int64_t i = s.top; i < s.bottom; ++i)
-        for (int64_t x = 0; x < s.count; ++x) {
-          const float* from = product + ((i - s.top) * p.iw + s.j + x) * p.oc + n;
-          float* to = call.dst + dst(i - s.dy, s.x + x);
-          for (int64_t k = 0; k < width; ++k) to[k] += from[k];
-        }
-    }
-    for (int64_t q = 0; q < (y1 - y0) * ow; ++q) {
-      const int64_t at = dst(y0, q);
-      finish_row(call.dst + at, call.dst + at, width, 0.0f, e.bias ? e.bias + n : nullptr,
-                 e.residual ? e.residual + at : nullptr, e);
     }
   });
 }

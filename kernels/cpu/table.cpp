@@ -24,8 +24,10 @@ const KernelTable& table() {
         {depthwise_kernels, depthwise_count},
         {direct_kernels, direct_count},
         {direct_nchw_kernels, direct_nchw_count},
+        {grouped_kernels, grouped_count},
         {im2_kernels, im2_count},
         {kn2_kernels, kn2_count},
+        {mec_kernels, mec_count},
         {pointwise_kernels, pointwise_count},
         {winograd_kernels, winograd_count},
     };
