@@ -67,6 +67,19 @@ def corner_problems() -> list[ConvProblem]:
     ]  # fmt: skip
 
 
+def filter_problems() -> list[ConvProblem]:
+    """Stride 1 and a filter that only few kernels take."""
+    problems = []
+    for kh, kw in ((5, 5), (7, 7), (1, 3), (3, 1), (1, 7), (7, 1)):
+        base = ConvProblem(1, 1, 17, 13, 14, 33, kh, kw, 1, 1, kh // 2, kw // 2)
+        problems += [
+            base, replace(base, ph=0, pw=0), replace(base, ph=kh, pw=kw), replace(base, mb=3, ih=7, iw=8),
+            replace(base, ih=17, iw=17, ic=40, oc=48), replace(base, ih=1, iw=1), replace(base, ic=1, oc=70, iw=31),
+            replace(base, ic=130, oc=16, ih=5, iw=4), replace(base, ih=12, iw=9, oc=1),
+        ]  # fmt: skip
+    return problems
+
+
 def random_problems(count: int) -> list[ConvProblem]:
     draw, found = random.Random(0), []
     while len(found) < count:
@@ -119,7 +132,7 @@ def some(problems: list[ConvProblem]) -> list[ConvProblem]:
     return problems[:: max(1, len(problems) // SAMPLE)] if SAMPLE else problems
 
 
-ODD = corner_problems() + random_problems(120)
+ODD = corner_problems() + filter_problems() + random_problems(120)
 REAL = real_problems()
 PROBLEMS = some(ODD) + some(REAL)
 FEW = corner_problems()[:: 9 if SAMPLE else 3]

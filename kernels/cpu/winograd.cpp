@@ -169,18 +169,10 @@ void transform_dst(const Call& call, const Tiling& tiling, int64_t begin, int64_
   }
 }
 
-// C[i][n] = sum over x < k of A[i][x] B[x][n], plus C's old value if `accumulate`; MR rows and NV registers; a line of
-// `ahead` is prefetched for each x.
+// C[i][n] = sum over x < k of A[i][x] B[x][n], MR rows and NV registers; a line of `ahead` is prefetched for each x.
 template <int MR, int NV>
-void tile(const float* a, int64_t lda, const float* b, int64_t k, float* c, int64_t ldc, const float* ahead,
-          bool accumulate) {
+void tile(const float* a, int64_t lda, const float* b, int64_t k, float* c, int64_t ldc, const float* ahead) {
   Vec acc[MR][NV] = {};
-  if (accumulate) {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = load(c + m * ldc + v * VL);
-  }
   for (int64_t x = 0; x < k; ++x) {
     __builtin_prefetch(ahead + x * 16, 0, 2);
     Vec row[NV];
@@ -199,7 +191,7 @@ void tile(const float* a, int64_t lda, const float* b, int64_t k, float* c, int6
     for (int v = 0; v < NV; ++v) store(c + m * ldc + v * VL, acc[m][v]);
 }
 
-typedef void (*TileFn)(const float*, int64_t, const float*, int64_t, float*, int64_t, const float*, bool);
+typedef void (*TileFn)(const float*, int64_t, const float*, int64_t, float*, int64_t, const float*);
 #define CS_ROW2(MR) {nullptr, tile<MR, 1>, tile<MR, 2>}
 #define CS_ROW4(MR) {nullptr, tile<MR, 1>, tile<MR, 2>, tile<MR, 3>, tile<MR, 4>}
 constexpr int MR = 6;
@@ -211,12 +203,12 @@ const TileFn TILES[MR + 1][NV_MAX + 1] = {{}, CS_ROW2(1), CS_ROW2(2), CS_ROW2(3)
 
 // `rows` rows of M[xi] = V[xi] U[xi] for one group of columns; `next` is the block of U wanted after this one.
 void multiply(const float* v, int64_t ld_v, const float* u, int64_t k, int64_t nv, int64_t rows, float* m, int64_t ld_m,
-              const float* next, bool accumulate = false) {
+              const float* next) {
   const int64_t tiles = ceil_div(rows, MR);
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = i * rows / tiles, end = (i + 1) * rows / tiles;
     TILES[end - begin][nv](v + begin * ld_v, ld_v, u, k, m + begin * ld_m, ld_m,
-                           i * 16 < nv * VL ? next + i * k * 16 : u, accumulate);
+                           i * 16 < nv * VL ? next + i * k * 16 : u);
   }
 }
 
