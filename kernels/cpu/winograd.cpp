@@ -218,7 +218,7 @@ template <class F>
 int64_t block_tiles(const Tiling& tiling, int64_t threads) {
   constexpr int64_t BUDGET = 225 * 1024, LEAST = 4 * MR, MOST = 8 * MR;  // floats, tiles, tiles
   const int64_t fit = BUDGET / (F::XI * (tiling.ld_v + NV_MAX * VL)) / MR * MR;
-  const int64_t most = min_of(MOST, max_of(LEAST, fit));
+  const int64_t most = min_of(min_of(MOST, max_of(LEAST, fit)), round_up(tiling.count, MR));
   int64_t best = most, least_cost = INT64_MAX;
   for (int64_t block = most; block >= MR; block -= MR) {
     const int64_t whole = tiling.count / block, rest = tiling.count % block, tasks = whole + (rest > 0);
