@@ -42,8 +42,8 @@ def compile(
 
     Args:
         model: a `torch.nn.Module` in eval mode. What is not a float32 two-dimensional convolution runs as before.
-        accuracy: "strict" (direct, GEMM-based, Winograd F(2,3)), "default" (also what errs by at most 5e-6
-            relative to float64), or "fast" (at most 2e-5).
+        accuracy: "strict" (what errs by at most 2e-6 relative to float64: direct, GEMM-based, Winograd F(2,3)),
+            "default" (at most 5e-6), or "fast" (at most 2e-5).
         calibrate: "auto" times a few primitives on the first run on a machine, "always" on each compilation,
             "never" takes the shipped model as it is.
         budget_s: seconds that calibration, and `select="model+verify"`, may spend timing.

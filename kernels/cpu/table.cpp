@@ -13,7 +13,7 @@ struct Family {
   int count;
 };
 
-constexpr int CAPACITY = 64;
+constexpr int CAPACITY = 128;
 Kernel rows[CAPACITY];
 
 }  // namespace
