@@ -37,7 +37,8 @@ struct Band {                     // at most `rows` output rows, of a task
     const int64_t oh = p.oh(), ow = p.ow();
     b.step = max_of(1, min_of(oh, 96 / ow));
     // Long enough that neighbours share few rows of src, short enough for all threads to have work.
-    const int64_t want = max_of(b.step, min_of(round_up(2 * p.kh, b.step), p.mb * oh / (4 * threads) / b.step * b.step));
+    const int64_t want =
+        max_of(b.step, min_of(round_up(2 * p.kh, b.step), p.mb * oh / (4 * threads) / b.step * b.step));
     b.bands = min_of(oh, round_up(ceil_div(oh, want), threads));  // the same number for each thread, of even lengths
     b.rows = ceil_div(oh, b.bands);
     b.src_rows = (b.rows - 1) * p.sh + (p.kh - 1) * p.dh + 1;

@@ -26,14 +26,18 @@ CS_INLINE void pixel(const Pool& p, const float* window, Taps rows, Taps columns
                      int64_t last) {
   Vec acc[NV];
   for (int v = 0; v < NV; ++v) acc[v] = splat(MAX ? -__builtin_inff() : 0.0f);
-  for (int64_t i = rows.begin; i < rows.end; ++i)
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    Vec row[NV];  // sums by rows: a window of 112 x 112 would lose three digits in one long sum
+    for (int v = 0; v < NV; ++v) row[v] = MAX ? acc[v] : Vec{};
     for (int64_t j = columns.begin; j < columns.end; ++j) {
       const float* src = window + (i * p.dh * p.iw + j * p.dw) * p.channels;
       for (int v = 0; v < NV; ++v) {
         const Vec value = v == NV - 1 && last < VL ? load_part(src + v * VL, last) : load(src + v * VL);
-        acc[v] = MAX ? larger(acc[v], value) : acc[v] + value;
+        row[v] = MAX ? larger(row[v], value) : row[v] + value;
       }
     }
+    for (int v = 0; v < NV; ++v) acc[v] = MAX ? row[v] : acc[v] + row[v];
+  }
   for (int v = 0; v < NV; ++v) {
     const Vec value = MAX ? acc[v] : acc[v] * scale;
     if (v == NV - 1 && last < VL)
@@ -68,11 +72,11 @@ void row(const Pool& p, int64_t n, int64_t y, int64_t c_begin, int64_t c_end) {
 
 void pool(const Pool& p, const Parallel& parallel) {
   // A result of few rows, such as a global average, is split by channels too.
-  const int64_t rows = p.mb * p.oh, blocks = ceil_div(p.channels, 4 * VL);
-  const int64_t parts = min_of(blocks, ceil_div(2 * parallel.threads, rows));
+  const int64_t rows = p.mb * p.oh, registers = ceil_div(p.channels, VL);
+  const int64_t parts = min_of(registers, ceil_div(parallel.threads, rows));
   for_tasks(parallel, rows * parts, [&](int64_t task, int64_t) {
     const int64_t part = task % parts, y = task / parts;
-    const int64_t c_begin = part * blocks / parts * 4 * VL, c_end = (part + 1) * blocks / parts * 4 * VL;
+    const int64_t c_begin = part * registers / parts * VL, c_end = (part + 1) * registers / parts * VL;
     (p.max ? row<true> : row<false>)(p, y / p.oh, y % p.oh, c_begin, min_of(c_end, p.channels));
   });
 }

@@ -197,7 +197,8 @@ void others(const KernelTable& table) {
         const Fenced src(laid_out(nhwc, channels, pixels, channels, values), at_end), scale(scales, at_end);
         const Activation a = ACTIVATIONS[(channels + pixels) % 10];
 
-        // Each operand that may be absent is so in some turns; in NHWC dst is a range of the channels of a wider tensor.
+        // Each operand that may be absent is so in some turns; in NHWC dst is a range of the channels of a wider
+        // tensor.
         const bool scales_images = pixels % 2, adds = channels % 2;
         const int64_t gap = nhwc ? 3 : 0, wide = channels + gap;
         const std::vector<float> images = random.normal(mb * channels), addends = random.normal(n);
