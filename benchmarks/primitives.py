@@ -1,84 +1,122 @@
-"""Rates of single primitives: the packed GEMM against torch's, and Winograd against oneDNN, interleaved.
+"""Single primitives on the layers of real networks, against oneDNN and against the machine's floor.
 
-    python benchmarks/primitives.py [--threads 2] [--rounds 15]
+    python benchmarks/primitives.py [--threads 2] [NETWORK...]
 
-writes benchmarks/PRIMITIVES.md. A rate is the direct algorithm's FLOPs over the least time, so Winograd's may pass the
-machine's peak. Caches are warm; sources, weights and results are as large as the problem says.
+writes benchmarks/PRIMITIVES.md. Times are those of a plan: weights cold, the source just written, bias and ReLU. The
+floor of a layer is the larger of the direct algorithm's FLOPs at the machine's float32 peak and of its bytes (source,
+weights, result, once each) at the rate of a copy of as many bytes; Winograd, which saves FLOPs, may pass 100%.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
+from make_grid import convolutions
 
-import convselect  # noqa: F401  (fills the registry)
 from convselect import machine
-from convselect.primitive import IDENTITY, allowed, get, primitives
+from convselect.bench.peak import gemm_gflops
+from convselect.primitive import candidates, get
 from convselect.problem import ConvProblem
-from convselect.timing import interleaved
+from convselect.progress import reporting
+from convselect.timing import PrimitiveTimer, interleaved
 
-LAYERS = (
-    (64, 64, 224, 3, 3), (128, 128, 56, 3, 3), (64, 64, 56, 3, 3), (128, 128, 28, 3, 3), (256, 256, 14, 3, 3),
-    (512, 512, 14, 3, 3), (512, 512, 7, 3, 3), (256, 256, 56, 3, 3), (512, 512, 28, 3, 3), (64, 192, 27, 5, 5),
-    (48, 64, 35, 5, 5), (192, 192, 17, 1, 7), (192, 192, 17, 7, 1), (384, 384, 8, 1, 3), (384, 384, 8, 3, 1),
-)  # fmt: skip
-"""(ic, oc, pixels along a side, kh, kw) of convolutions of stride 1 that keep the size."""
-GEMM = ((4096, 1024, 1024), (3136, 256, 64), (784, 512, 128), (196, 1024, 256), (49, 2048, 512))
-"""(pixels, ic, oc) of a 1x1 convolution: rows, depth and columns of the product."""
+NETWORKS = {
+    "alexnet": 224, "vgg16": 224, "googlenet": 224, "inception_v3": 299, "resnet18": 224, "resnet50": 224,
+    "squeezenet1_1": 224, "mobilenet_v2": 224, "efficientnet_b0": 224, "densenet121": 224,
+}  # fmt: skip
+"""Network -> image size."""
 
 
-def rates(problem: ConvProblem, names: tuple[str, ...], rounds: int) -> list[float]:
-    """GFLOP/s of each primitive."""
-    runs = []
-    weight = torch.randn(problem.oc, problem.ic, problem.kh, problem.kw)
-    for primitive in map(get, names):
-        layout = primitive.src_layout.memory_format
-        src = torch.randn(problem.mb, problem.ic, problem.ih, problem.iw).contiguous(memory_format=layout)
-        packed = primitive.prepack(problem, weight)
-        runs.append(lambda p=primitive, s=src, w=packed: p.run(problem, IDENTITY, s, w, None, None))
-    interleaved(runs, rounds=3)
-    return [problem.flops / ms * 1e-6 for ms in interleaved(runs, rounds=rounds).min(axis=0)]
+def copy_gbs() -> list[tuple[float, float]]:
+    """(bytes read and written, GB/s) of copies from those of one L1 to those of memory."""
+    found = []
+    for nbytes in (2**k for k in range(15, 28)):
+        src, dst = torch.rand(nbytes // 8), torch.rand(nbytes // 8)
+        repeats = max(1, 2**20 // nbytes)
+
+        def copy(src: torch.Tensor = src, dst: torch.Tensor = dst, repeats: int = repeats) -> None:
+            for _ in range(repeats):
+                dst.copy_(src)
+
+        found.append((float(nbytes), nbytes * repeats / interleaved([copy], rounds=15)[1:].min() * 1e-6))
+    return found
 
 
-def large_matrix_rate(rounds: int, size: int = 2048) -> float:
-    """GFLOP/s of torch.mm on square matrices."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / interleaved([lambda: a @ b], rounds=rounds)[1:].min() * 1e-6
+def floor_ms(p: ConvProblem, gflops: float, copies: list[tuple[float, float]]) -> tuple[float, str]:
+    """The least time, and what bounds it."""
+    nbytes = 4.0 * (p.mb * p.ic * p.ih * p.iw + p.oc * p.ic // p.g * p.kh * p.kw + p.mb * p.oc * p.oh * p.ow)
+    sizes, rates = np.array(copies).T
+    memory = nbytes / np.interp(np.log(nbytes), np.log(sizes), rates) * 1e-6
+    arithmetic = p.flops / gflops * 1e-6
+    return (arithmetic, "FLOPs") if arithmetic > memory else (float(memory), "bytes")
+
+
+def kind(p: ConvProblem) -> str:
+    if p.g == p.ic == p.oc:
+        return "depthwise"
+    if p.kh == p.kw == 1:
+        return "1x1, K >= 256" if p.ic >= 256 else "1x1, K < 256"
+    if (p.sh, p.sw) == (1, 1) and min(p.ic, p.oc) >= 64 and p.kh == p.kw == 3:
+        return "3x3 of stride 1, ic, oc >= 64, " + ("28 pixels or more" if min(p.oh, p.ow) >= 28 else "smaller maps")
+    return "other"
 
 
 @click.command(help=__doc__)
+@click.argument("networks", nargs=-1)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
 @torch.inference_mode()
-def main(threads: int, rounds: int) -> None:
+def main(networks: Iterable[str], threads: int) -> None:
     torch.set_num_threads(threads)
-    peak = large_matrix_rate(rounds)
+    here = machine.cpu()
+    names = tuple(networks) or tuple(NETWORKS)
+    count = Counter(problem for name in names for problem in convolutions(name, NETWORKS[name]))
+    peaks, copies, timer = gemm_gflops(), copy_gbs(), PrimitiveTimer(here)
+    peak_name = max(peaks, key=peaks.__getitem__)
+    rows = []
+    with reporting("Timing", len(count), None) as report:
+        for p in count:
+            report(len(rows), str(p))
+            able, _ = candidates(p, here, "default")
+            onednn = [q for q in map(get, ("onednn_nhwc", "onednn_nchw")) if q.refusal(p, here) is None]
+            ms = timer.time_primitives(p, [q for q in able if q.family not in ("aten", "onednn")] + onednn, rounds=9)
+            theirs = min((ms.pop(q.name) for q in onednn if q.name in ms), default=float("nan"))
+            best = min(ms, key=ms.__getitem__)
+            rows.append((p, best, ms[best], theirs, *floor_ms(p, peaks[peak_name], copies)))
+
     lines = [
         "# Primitives",
         "",
-        f"- machine: {machine.cpu()}; torch {torch.__version__}; {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        f"- command: `python benchmarks/primitives.py --threads {threads} --rounds {rounds}`",
-        f"- torch.mm of 2048 x 2048 matrices: {peak:.0f} GFLOP/s",
+        f"- machine: {here}; {threads} threads; torch {torch.__version__}",
+        f"- date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        f"- command: `python benchmarks/primitives.py --threads {threads} {' '.join(networks)}`".rstrip(" `") + "`",
+        f'- layers: all different convolutions of {", ".join(names)}, batch 1; accuracy "default"',
+        f"- float32 peak: {peaks[peak_name]:.0f} GFLOP/s ({peak_name})",
+        "- copies, GB/s read and written: " + ", ".join(f"{n / 2**20:.3g} MiB {rate:.0f}" for n, rate in copies),
         "",
-        "| 1x1, pixels x ic -> oc | pointwise_nhwc GFLOP/s | onednn_nhwc | of torch.mm's large-matrix rate |",
-        "| --- | ---: | ---: | ---: |",
+        "Geometric means over the layers of a kind. The fraction is the floor's time over ours.",
+        "",
+        "| kind | layers | oneDNN's time / ours | least of them | fraction of the floor |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for pixels, ic, oc in GEMM:
-        ours, onednn = rates(ConvProblem(1, 1, ic, 1, pixels, oc, 1, 1), ("pointwise_nhwc", "onednn_nhwc"), rounds)
-        lines.append(f"| {pixels} x {ic} -> {oc} | {ours:.0f} | {onednn:.0f} | {ours / peak:.0%} |")
-    lines += ["", "| stride 1 | onednn_nhwc GFLOP/s | best Winograd <= 5e-6 | its GFLOP/s | / oneDNN |"]
-    lines.append("| --- | ---: | --- | ---: | ---: |")
-    for ic, oc, side, kh, kw in LAYERS:
-        problem = ConvProblem(1, 1, ic, side, side, oc, kh, kw, ph=kh // 2, pw=kw // 2)
-        names = [q.name for q in primitives() if q.family == "winograd" and allowed(q, "default")]
-        names = [name for name in names if get(name).refusal(problem, machine.cpu()) is None]
-        onednn, *ours = rates(problem, ("onednn_nhwc", *names), rounds)
-        best, name = max(zip(ours, names, strict=True))
-        layer = f"{ic}x{side}x{side} -> {oc}, {kh}x{kw}"
-        lines.append(f"| {layer} | {onednn:.0f} | {name} | {best:.0f} | {best / onednn:.2f} |")
+    for what in sorted({kind(p) for p in count}):
+        some = [row for row in rows if kind(row[0]) == what]
+        ratios = np.array([row[3] / row[2] for row in some])
+        fractions = np.array([row[4] / row[2] for row in some])
+        ratio, fraction = (np.exp(np.nanmean(np.log(values))) for values in (ratios, fractions))
+        lines.append(f"| {what} | {len(some)} | {ratio:.2f} | {np.nanmin(ratios):.2f} | {fraction:.0%} |")
+    lines += ["", "| layer | times | primitive | ms | GFLOP/s | oneDNN's / ours | of the floor | bound by |"]
+    lines.append("| --- | ---: | --- | ---: | ---: | ---: | ---: | --- |")
+    for p, best, ms_best, theirs, floor, bound in sorted(rows, key=lambda row: (kind(row[0]), str(row[0]))):
+        lines.append(
+            f"| `{p}` | {count[p]} | {best} | {ms_best:.3f} | {p.flops / ms_best * 1e-6:.0f} | {theirs / ms_best:.2f} "
+            f"| {floor / ms_best:.0%} | {bound} |"
+        )
     text = "\n".join(lines) + "\n"
     click.echo(text)
     Path(__file__).with_name("PRIMITIVES.md").write_text(text)

@@ -83,7 +83,7 @@ class _Lowering:
         """The new node that holds `value` in `layout`; None takes it as it is."""
         if not is_activation(value.meta.get("val")) or layout is None:
             return self.made[value]
-        if in_both(value.meta["val"]):
+        if in_both(value.meta["val"]) and self.where[value] is not None:
             return self._as_traced(value) if reader.op == "output" else self.made[value]
         if self.where[value] is layout:
             return self.made[value]

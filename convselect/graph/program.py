@@ -42,6 +42,8 @@ class Segment:
     """A stretch of the graph: what its nodes compute from `inputs`, by programs made when first needed."""
 
     __name__, __module__ = "program", "convselect"
+    MOST = 64
+    """Programs kept, for different batches."""
 
     def __init__(self, nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node], constants: list[Node]):
         self.nodes, self.inputs, self.outputs = nodes, inputs, outputs
@@ -67,9 +69,12 @@ class Segment:
         if constants is not packed:
             self._programs = packed, programs = packed, {}
         key = (torch.get_num_threads(), *(value.shape for value in inputs))
-        if key not in programs:
-            programs[key] = self._build(packed, inputs)
-        return programs[key]
+        program = programs.get(key)
+        if program is None:
+            if len(programs) >= self.MOST:
+                programs.clear()
+            program = programs[key] = self._build(packed, inputs)
+        return program
 
     def _run(
         self, program: Program, inputs: Sequence[torch.Tensor], nanoseconds: torch.Tensor | None

@@ -35,10 +35,10 @@ def is_step(node: Node) -> bool:
     sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
     if isinstance(target, Call):
         return isinstance(target.primitive, KernelPrimitive)
-    if not all(_is_float(source) for source in sources):
+    if not all(_is_float(source) and _is_dense(source) for source in sources):
         return False
     if target is to_layout:
-        return layout_of(node.args[0].meta["val"]) is not None
+        return True
     if isinstance(target, ScaleShift) or target in (ops.pool2d.default, ops.linear.default):
         return True
     if target in _VIEWS:
@@ -92,6 +92,11 @@ def is_nhwc(node: Node) -> bool:
 def _is_float(node: Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
+
+
+def _is_dense(node: Node) -> bool:
+    value = node.meta["val"]
+    return layout_of(value) is not None if value.dim() == 4 else bool(value.is_contiguous())
 
 
 def _same_layout(node: Node, sources: Sequence[Node], shape: bool = False) -> bool:
