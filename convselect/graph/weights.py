@@ -105,9 +105,9 @@ class _State:
 
     A tensor is unchanged if it has the same address, the same version and the same fingerprint. The address cannot be
     reused by another tensor, since an alias keeps the storage alive. The version counts every write that autograd
-    sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 16 KiB whole, and
-    of larger ones 32 cache lines all over it, so it sees whatever changes all of a tensor, or more than a 31st of it in
-    one run. Tensors made under inference mode have no version and are read whole.
+    sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB whole, and of
+    larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a 15th of it in one
+    run. Tensors made under inference mode have no version and are read whole.
     """
 
     def __init__(self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...]) -> None:
@@ -116,34 +116,33 @@ class _State:
         self._addresses = [tensor.data_ptr() for tensor in statics]
         self._versioned = [i for i, tensor in enumerate(statics) if not tensor.is_inference()]
         self._versions = [statics[i]._version for i in self._versioned]
-        rows = [
-            (tensor.data_ptr(), storage_bytes(tensor), _line_distance(tensor))
-            for tensor in statics
-            if tensor.device.type == "cpu"
-        ]
-        self._table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 3)
+        lines = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
+        self._lines = torch.cat(lines) if lines else torch.empty(0, 2, dtype=torch.int64)
         self._objects = torch.tensor(
             [[a] for tensor in statics for a in _addresses_of(tensor)], dtype=torch.int64
         ).reshape(-1, 1)
-        self._fingerprint = torch.ops.convselect.fingerprint(self._table)
+        self._fingerprint = torch.ops.convselect.fingerprint(self._lines)
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
         torch.ops.convselect.prefetch(self._objects)
         return (
             [tensor.data_ptr() for tensor in statics] == self._addresses
             and [statics[i]._version for i in self._versioned] == self._versions
-            and torch.ops.convselect.fingerprint(self._table) == self._fingerprint
+            and torch.ops.convselect.fingerprint(self._lines) == self._fingerprint
         )
 
 
-_LINE, _WHOLE, _SAMPLED = 64, 16 * 1024, 31
+_LINE, _WHOLE, _SAMPLES = 64, 8 * 1024, 16
 
 
-def _line_distance(tensor: torch.Tensor) -> int:
-    """Bytes from one cache line that is fingerprinted to the next; the last is read in any case."""
-    if tensor.is_inference() or storage_bytes(tensor) <= _WHOLE:
-        return _LINE
-    return storage_bytes(tensor) // _SAMPLED
+def _lines(tensor: torch.Tensor) -> torch.Tensor:
+    """The (address, bytes) that are fingerprinted, int64 [n, 2]: cache lines, to the tensor's end."""
+    nbytes = storage_bytes(tensor)
+    if tensor.is_inference() or nbytes <= _WHOLE:
+        starts = torch.arange(0, nbytes, _LINE)
+    else:
+        starts = torch.arange(_SAMPLES) * (nbytes - _LINE) // (_SAMPLES - 1)
+    return torch.stack([tensor.data_ptr() + starts, (nbytes - starts).clamp(max=_LINE)], 1)
 
 
 def _addresses_of(tensor: torch.Tensor) -> list[int]:

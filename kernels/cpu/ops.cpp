@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -371,34 +372,26 @@ const int64_t* rows_of(const Tensor& table, int64_t columns) {
   return static_cast<const int64_t*>(table.const_data_ptr());
 }
 
-// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 3]: address, bytes, and the
-// distance of the cache lines that are read, beside the last one. The caller keeps the memory alive.
+// A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 2]: an address, and the bytes
+// to read there, at most a cache line's 64. The caller keeps the memory alive.
 int64_t fingerprint(Tensor table) {
-  constexpr int64_t LINE = 64, AHEAD = 24;  // steps: cold lines of cold pages, fetched side by side
-  const int64_t* rows = rows_of(table, 3);
-  std::vector<uint64_t> digests(table.size(0));
-  torch::stable::parallel_for(0, table.size(0), 16, [&](int64_t begin, int64_t end) {
+  constexpr int64_t AHEAD = 32, LEAST = 2048;  // rows: cold lines, fetched side by side; worth a thread's while
+  const int64_t* rows = rows_of(table, 2);
+  std::atomic<uint64_t> digest{0};
+  torch::stable::parallel_for(0, table.size(0), LEAST, [&](int64_t begin, int64_t end) {
+    uint64_t sum = 0;  // of each line's digest, in which its number takes part: any order gives the same
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t *row = rows + 3 * i, step = row[2];
-      const char* bytes = reinterpret_cast<const char*>(row[0]);
-      uint64_t lanes[4] = {};
-      auto take = [&](int64_t at) {
-        uint64_t words[8] = {};
-        std::memcpy(words, bytes + at, static_cast<size_t>(row[1] - at < LINE ? row[1] - at : LINE));
-        for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
-      };
-      if (i + 1 < end) __builtin_prefetch(reinterpret_cast<const char*>(row[3]));
-      for (int64_t at = 0; at < row[1]; at += step) {
-        __builtin_prefetch(bytes + at + AHEAD * step);
-        take(at);
-      }
-      if (row[1] > LINE) take(row[1] - LINE);
-      for (uint64_t lane : lanes) digests[i] = (digests[i] ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
+      if (i + AHEAD < end) __builtin_prefetch(reinterpret_cast<const char*>(rows[2 * (i + AHEAD)]));
+      uint64_t words[8] = {}, lanes[4] = {};
+      std::memcpy(words, reinterpret_cast<const char*>(rows[2 * i]), static_cast<size_t>(rows[2 * i + 1]));
+      for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
+      uint64_t line = static_cast<uint64_t>(i);
+      for (uint64_t lane : lanes) line = (line ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
+      sum += line ^ (line >> 31);
     }
+    digest += sum;
   });
-  uint64_t digest = 0;
-  for (uint64_t one : digests) digest = (digest ^ one ^ (one >> 31)) * 0x94D049BB133111EBu;
-  return static_cast<int64_t>(digest);
+  return static_cast<int64_t>(digest.load());
 }
 
 // Whether memory holds certain words: rows of `table`, int64 [n, 2], are address and word. The caller keeps it alive.
