@@ -52,9 +52,8 @@ def main(networks: tuple[str, ...], threads: int, rounds: int) -> None:
             timed(call)
         times = np.median([[timed(call) for call in calls] for _ in range(rounds)], axis=0)
         whole, program, weights = times
-        click.echo(
-            f"{name:16s} {whole:6.2f}  {program:7.2f}  {whole - program:6.3f}  {1 - program / whole:6.1%}  {weights:6.3f}"
-        )
+        beside = whole - program
+        click.echo(f"{name:16s} {whole:6.2f}  {program:7.2f}  {beside:6.3f}  {beside / whole:6.1%}  {weights:6.3f}")
 
 
 if __name__ == "__main__":

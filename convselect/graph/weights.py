@@ -105,9 +105,9 @@ class _State:
 
     A tensor is unchanged if it has the same address, the same version and the same fingerprint. The address cannot be
     reused by another tensor, since an alias keeps the storage alive. The version counts every write that autograd
-    sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB whole, and of
-    larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a 15th of it in one
-    run. Tensors made under inference mode have no version and are read whole.
+    sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB whole, and
+    of larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a 15th of it in
+    one run. Tensors made under inference mode have no version and are read whole.
     """
 
     def __init__(self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...]) -> None:
