@@ -21,7 +21,7 @@ from convselect.costs.transfer import Adapted
 from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
-PAPER = Path("/work/shared/data/paper_intel.parquet")
+PAPER = Path(__file__).parents[2] / "shared" / "data" / "paper_intel.parquet"
 PRIMITIVES = {
     "direct_nchw": ("direct", 20.0, 2.0), "direct_nhwc": ("direct", 30.0, 2.0), "im2col_nchw": ("im2col", 80.0, 9.0),
     "im2row_nhwc": ("im2row", 90.0, 8.0), "winograd_f4x4_3x3_nhwc": ("winograd", 250.0, 12.0),
