@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from convselect.bench.networks import torchvision_models
 from convselect.problem import ConvProblem
 
 NETWORKS = {
@@ -48,8 +49,7 @@ KERNELS = ((1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2))
 
 def convolutions(name: str, size: int) -> Iterator[ConvProblem]:
     """The network's convolutions at batch 1, in order of execution, repeats included."""
-    from torchvision import models
-
+    models = torchvision_models()
     found: list[ConvProblem] = []
 
     def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -117,13 +117,6 @@ def grid() -> list[ConvProblem]:
 
 
 def main() -> None:
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):  # a torchvision without its C++ library imports once these exist
-        try:
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError as error:
-            if "duplicate" not in str(error).lower() and "already" not in str(error).lower():
-                raise
     out = Path(__file__).resolve().parents[1] / "convselect" / "data" / "grid.txt"
     problems = grid()
     out.parent.mkdir(exist_ok=True)
