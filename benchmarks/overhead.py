@@ -38,7 +38,8 @@ def main(networks: tuple[str, ...], threads: int, rounds: int) -> None:
     click.echo(f"{machine.cpu()}; {threads} threads; medians of {rounds} rounds, ms")
     click.echo("network            call  program  beside   share  of it weights")
     for name in networks or NETWORKS:
-        model, x = build(name)
+        with torch.inference_mode(False):  # weights made under inference mode have no version and are read whole
+            model, x = build(name)
         fast = convselect.compile(model)
         run = run_graphs(fast, [x])[0]
         graph, rest = run.graph, run.rest
