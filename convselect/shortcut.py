@@ -199,12 +199,10 @@ class Shortcut:
 def _state() -> tuple[Any, ...]:
     """Of the process and the calling thread: what decides whether Dynamo runs, and what it makes of a function."""
     return (
-        torch.is_inference_mode_enabled(),
         torch._C._len_torch_function_stack(),
         torch._C._len_torch_dispatch_stack(),
         torch.nn.modules.module._has_any_global_hook(),  # type: ignore[no-untyped-call]
         torch._dynamo.eval_frame._stance,
-        torch._dynamo.config.disable,
     )
 
 
@@ -238,6 +236,8 @@ class Shortcuts:
         key = _key(args)
         if key is None:
             return guarded(*args)
+        # What has no shortcut with gradients, or in training, may have one without.
+        key += (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self._watcher.model.training)
         shortcut = self._known.get(key, self)
         if shortcut is None:
             return guarded(*args)

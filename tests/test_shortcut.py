@@ -45,6 +45,7 @@ def shortcuts(fast: Callable[..., torch.Tensor]) -> list[Shortcut | None]:
 
 @pytest.fixture
 def net() -> Net:
+    torch._dynamo.reset()  # once one test has changed `scale`, Dynamo would pass it as an input
     return Net()
 
 
@@ -132,6 +133,22 @@ def test_training_and_back(net: Net) -> None:
     assert not torch.equal(mean, net.norm.running_mean)
     net.eval()
     close(fast(X), net(X))
+
+
+def test_what_has_no_shortcut_bars_none(net: Net, guarded: list[int]) -> None:
+    fast = compiled(net)
+    with pytest.warns(convselect.ConvselectWarning, match="gradients"):
+        fast(X)
+    net.train()
+    with torch.no_grad():
+        fast(X)
+    net.eval()
+    with torch.inference_mode():
+        for _ in range(3):
+            close(fast(X), net(X))
+        before = len(guarded)
+        close(fast(X), net(X))
+    assert len(guarded) == before
 
 
 @torch.inference_mode()

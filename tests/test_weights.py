@@ -36,6 +36,10 @@ def set_data(model: nn.Sequential) -> None:
     model[0].weight.data = randn(64, 8, 3, 3, seed=3)
 
 
+def transpose_data(model: nn.Sequential) -> None:
+    model[3].weight.data = model[3].weight.data.transpose(2, 3)
+
+
 def replace_parameter(model: nn.Sequential) -> None:
     model[3].weight = nn.Parameter(randn(64, 64, 3, 3, seed=4))
 
@@ -94,13 +98,19 @@ def swap(model: nn.Sequential) -> None:
 
 
 CHANGES: list[Callable[[nn.Sequential], None]] = [
-    set_data, replace_parameter, load_state, optimiser_step, in_place, one_element, in_inference_mode,
+    set_data, transpose_data, replace_parameter, load_state, optimiser_step, in_place, one_element, in_inference_mode,
     around_autograd, one_element_around_autograd, corners_of_a_large_weight, by_numpy, statistics, swap,
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["read", "asked"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_changed_weight_is_seen_by_the_next_call(change: Callable[[nn.Sequential], None]) -> None:
+def test_a_changed_weight_is_seen_by_the_next_call(
+    change: Callable[[nn.Sequential], None], asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`asked`: as where the layout of a tensor in memory is not known."""
+    if asked:
+        monkeypatch.setattr("convselect.graph.weights.metadata_of", lambda tensor: None)
     torch._dynamo.reset()
     model = network()
     fast = convselect.compile(model, calibrate="never", strict=True)

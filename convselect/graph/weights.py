@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from convselect.graph.capture import convolution, scale_shift
+from convselect.graph.tensor_memory import metadata_of
 
 Prepack = Callable[[torch.Tensor], torch.Tensor]
 
@@ -103,52 +105,49 @@ class Constants:
 class _State:
     """What was packed from which tensors.
 
-    A tensor is unchanged if it has the same address, the same version and the same fingerprint. The address cannot be
-    reused by another tensor, since an alias keeps the storage alive. The version counts every write that autograd
-    sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB whole, and
-    of larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a 15th of it in
-    one run. Tensors made under inference mode have no version and are read whole.
+    A tensor is unchanged if it is the same object with the same address, shape, version and fingerprint. The address
+    cannot be reused by another tensor, since an alias keeps the storage alive. The version counts every write that
+    autograd sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB
+    whole, and of larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a
+    15th of it in one run. Tensors made under inference mode have no version and are read whole.
     """
 
     def __init__(self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...]) -> None:
         self.packed = packed
-        self._held = [tensor.detach() for tensor in statics]
-        self._addresses = [tensor.data_ptr() for tensor in statics]
-        self._versioned = [i for i, tensor in enumerate(statics) if not tensor.is_inference()]
-        self._versions = [statics[i]._version for i in self._versioned]
-        lines = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
-        self._lines = torch.cat(lines) if lines else torch.empty(0, 2, dtype=torch.int64)
-        self._objects = torch.tensor(
-            [[a] for tensor in statics for a in _addresses_of(tensor)], dtype=torch.int64
-        ).reshape(-1, 1)
+        self._held, self._aliases = statics, [tensor.detach() for tensor in statics]
+        metadata = [metadata_of(tensor) for tensor in statics]
+        self._asked = [t for t, known in zip(statics, metadata, strict=True) if known is None]
+        self._answers = list(map(_ask, self._asked))
+        rows = [row for known in metadata if known is not None for row in known]
+        lines = [torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)]
+        lines += [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
+        self._lines = torch.cat(lines)
         self._fingerprint = torch.ops.convselect.fingerprint(self._lines)
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
-        torch.ops.convselect.prefetch(self._objects)
         return (
-            [tensor.data_ptr() for tensor in statics] == self._addresses
-            and [statics[i]._version for i in self._versioned] == self._versions
+            (statics is self._held or all(map(operator.is_, statics, self._held)))
+            and list(map(_ask, self._asked)) == self._answers
             and torch.ops.convselect.fingerprint(self._lines) == self._fingerprint
         )
+
+
+def _ask(tensor: torch.Tensor) -> tuple[Any, ...]:
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), version
 
 
 _LINE, _WHOLE, _SAMPLES = 64, 8 * 1024, 16
 
 
 def _lines(tensor: torch.Tensor) -> torch.Tensor:
-    """The (address, bytes) that are fingerprinted, int64 [n, 2]: cache lines, to the tensor's end."""
+    """The (address, bytes) of the tensor's data that are fingerprinted, int64 [n, 2]."""
     nbytes = storage_bytes(tensor)
     if tensor.is_inference() or nbytes <= _WHOLE:
         starts = torch.arange(0, nbytes, _LINE)
     else:
         starts = torch.arange(_SAMPLES) * (nbytes - _LINE) // (_SAMPLES - 1)
     return torch.stack([tensor.data_ptr() + starts, (nbytes - starts).clamp(max=_LINE)], 1)
-
-
-def _addresses_of(tensor: torch.Tensor) -> list[int]:
-    """Where the objects lie that asking for a tensor's address and version reads. Only hints."""
-    inner = tensor._cdata
-    return [id(tensor), inner, inner + _LINE, inner + 2 * _LINE, tensor.untyped_storage()._cdata]
 
 
 def storage_bytes(tensor: torch.Tensor) -> int:

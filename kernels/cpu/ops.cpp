@@ -375,19 +375,27 @@ const int64_t* rows_of(const Tensor& table, int64_t columns) {
 // A digest of memory, to notice that weights were written to. Rows of `table`, int64 [n, 2]: an address, and the bytes
 // to read there, at most a cache line's 64. The caller keeps the memory alive.
 int64_t fingerprint(Tensor table) {
-  constexpr int64_t AHEAD = 32, LEAST = 2048;  // rows: cold lines, fetched side by side; worth a thread's while
+  constexpr int64_t AHEAD = 32, LEAST = 1024;  // rows: cold lines, fetched side by side; worth a thread's while
+  constexpr int64_t LINE = 64;
   const int64_t* rows = rows_of(table, 2);
   std::atomic<uint64_t> digest{0};
   torch::stable::parallel_for(0, table.size(0), LEAST, [&](int64_t begin, int64_t end) {
-    uint64_t sum = 0;  // of each line's digest, in which its number takes part: any order gives the same
+    uint64_t sum = 0;  // of each row's digest, in which its number takes part: any order gives the same
     for (int64_t i = begin; i < end; ++i) {
       if (i + AHEAD < end) __builtin_prefetch(reinterpret_cast<const char*>(rows[2 * (i + AHEAD)]));
+      const char* at = reinterpret_cast<const char*>(rows[2 * i]);
+      const int64_t bytes = rows[2 * i + 1];
       uint64_t words[8] = {}, lanes[4] = {};
-      std::memcpy(words, reinterpret_cast<const char*>(rows[2 * i]), static_cast<size_t>(rows[2 * i + 1]));
+      if (bytes == LINE)
+        std::memcpy(words, at, LINE);
+      else if (bytes == sizeof *words)
+        std::memcpy(words, at, sizeof *words);
+      else
+        std::memcpy(words, at, static_cast<size_t>(bytes));
       for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
-      uint64_t line = static_cast<uint64_t>(i);
-      for (uint64_t lane : lanes) line = (line ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
-      sum += line ^ (line >> 31);
+      uint64_t row = static_cast<uint64_t>(i);
+      for (uint64_t lane : lanes) row = (row ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
+      sum += row ^ (row >> 31);
     }
     digest += sum;
   });
@@ -396,7 +404,7 @@ int64_t fingerprint(Tensor table) {
 
 // Whether memory holds certain words: rows of `table`, int64 [n, 2], are address and word. The caller keeps it alive.
 bool unchanged(Tensor table) {
-  constexpr int64_t AHEAD = 16;
+  constexpr int64_t AHEAD = 48;
   const int64_t *rows = rows_of(table, 2), count = table.size(0);
   for (int64_t i = 0; i < count; ++i) {
     if (i + AHEAD < count) __builtin_prefetch(reinterpret_cast<const void*>(rows[2 * (i + AHEAD)]));
@@ -405,12 +413,6 @@ bool unchanged(Tensor table) {
     if (word != rows[2 * i + 1]) return false;
   }
   return true;
-}
-
-// Begins to bring memory into the cache: a hint, for which the addresses in `table`, int64 [n, 1], may be stale.
-void prefetch(Tensor table) {
-  const int64_t* rows = rows_of(table, 1);
-  for (int64_t i = 0; i < table.size(0); ++i) __builtin_prefetch(reinterpret_cast<const void*>(rows[i]));
 }
 
 int64_t isa() { return static_cast<int64_t>(loaded().isa); }
@@ -455,7 +457,6 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def("run(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? nanoseconds) -> Tensor[]");
   m.def("fingerprint(Tensor table) -> int");
   m.def("unchanged(Tensor table) -> bool");
-  m.def("prefetch(Tensor table) -> ()");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
 }
 
@@ -477,6 +478,5 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("run", TORCH_BOX(&run));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("unchanged", TORCH_BOX(&unchanged));
-  m.impl("prefetch", TORCH_BOX(&prefetch));
   m.impl("to_layout", TORCH_BOX(&to_layout));
 }
