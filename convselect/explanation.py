@@ -93,7 +93,7 @@ class Explanation:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
         for head in ("layer", "problem", "primitive", "layouts"):
             table.add_column(head, no_wrap=True)
-        for head in ("predicted ms", *(["measured ms"] if timed else [])):
+        for head in ("predicted ms", "90% interval", *(["measured ms"] if timed else [])):
             table.add_column(head, justify="right", no_wrap=True)
         table.add_column("runner-up", no_wrap=True)
         for head in ("ms", "packed MiB", "workspace MiB"):
@@ -101,7 +101,7 @@ class Explanation:
         for layer in self.layers:
             cells = [
                 layer.name, layer.problem, layer.primitive, f"{layer.src_layout} -> {layer.dst_layout}",
-                _ms(layer.predicted_ms), *([_ms(layer.measured_ms)] if timed else []),
+                _ms(layer.predicted_ms), _interval(layer.interval_ms), *([_ms(layer.measured_ms)] if timed else []),
                 layer.runner_up or "", _ms(layer.runner_up_ms), _mib(layer.packed_bytes), _mib(layer.workspace_bytes),
             ]  # fmt: skip
             table.add_row(*cells)
@@ -134,6 +134,10 @@ def _text(table: object) -> str:
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _interval(value: tuple[float, float] | None) -> str:
+    return "" if value is None else f"{value[0]:.3f}..{value[1]:.3f}"
 
 
 def _mib(size: int) -> str:

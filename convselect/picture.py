@@ -21,6 +21,7 @@ class Bar:
     x: float
     layout: str
     predicted: float | None
+    interval: tuple[float, float] | None
     measured: float | None
     runner_up: float | None
     caption: str
@@ -99,14 +100,18 @@ def _bars(plan: Plan, step_x: int) -> tuple[list[Bar], list[Tick]]:
     top = step * math.ceil(max(chosen or [1.0]) / step + 1e-9)
     ticks = [Tick(BAR_HEIGHT * (1 - k * step / top), f"{k * step:g}") for k in range(round(top / step) + 1)]
 
+    def scaled(ms: float) -> float:
+        return round(BAR_HEIGHT * min(ms / top, 1.0), 2)
+
     def height(ms: float | None) -> float | None:
-        return None if ms is None else round(BAR_HEIGHT * min(ms / top, 1.0), 2)
+        return None if ms is None else scaled(ms)
 
     bars = [
         Bar(
             x=index * step_x,
             layout=layer.dst_layout,
             predicted=height(layer.predicted_ms),
+            interval=layer.interval_ms and (scaled(layer.interval_ms[0]), scaled(layer.interval_ms[1])),
             measured=height(layer.measured_ms),
             runner_up=height(layer.runner_up_ms),
             caption=_caption(layer),
@@ -121,6 +126,8 @@ def _caption(layer: LayerPlan) -> str:
     for label, ms in (("predicted", layer.predicted_ms), ("measured", layer.measured_ms)):
         if ms is not None:
             lines.append(f"{label} {ms:.3f} ms")
+    if layer.interval_ms is not None:
+        lines.append(f"90% interval {layer.interval_ms[0]:.3f} to {layer.interval_ms[1]:.3f} ms")
     if layer.runner_up is not None and layer.runner_up_ms is not None:
         lines.append(f"runner-up {layer.runner_up}, {layer.runner_up_ms:.3f} ms")
     return "\n".join(line for line in lines if line)

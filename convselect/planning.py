@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from torch.fx import Graph, Node
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect import calibration, timing
-from convselect.costs import CostModel, Costs, store
+from convselect.costs import MEASURED_STD, TWO_SIDED_90, CostModel, Costs, store
 from convselect.graph.assign import Assignment, Candidate
 from convselect.graph.capture import ConvSpec, Unconverted
 from convselect.graph.operators import kind_of
@@ -32,6 +33,8 @@ class Choices:
     calibrated: bool
     candidates: dict[ConvProblem, list[Candidate]] = field(default_factory=dict)
     refusals: dict[ConvProblem, dict[str, str]] = field(default_factory=dict)
+    log_std: dict[ConvProblem, dict[str, float]] = field(default_factory=dict)
+    """Standard deviation of the logarithm of each candidate's time."""
     measured_ms: float = 0.0
     """Wall-clock time that calibration and measuring took."""
 
@@ -52,14 +55,19 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     named = list({p.name: p for ables in able.values() for p in ables}.values())
-    table = choices.costs.primitives_ms(distinct, [(p.name, p.family) for p in named])
+    table, deviations = choices.costs.predict(distinct, [(p.name, p.family) for p in named])
     column = {primitive.name: j for j, primitive in enumerate(named)}
     ms = {p: {q.name: float(table[i, column[q.name]]) for q in able[p]} for i, p in enumerate(distinct)}
+    predicted = {p: dict(of) for p, of in ms.items()}
     if options.select != "model":
         start = time.perf_counter()
         _measure(ms, able, options, timing.PrimitiveTimer(machine))
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
-    for problem in distinct:
+    for i, problem in enumerate(distinct):
+        choices.log_std[problem] = {
+            name: float(deviations[i, column[name]]) if time == predicted[problem].get(name) else MEASURED_STD
+            for name, time in ms[problem].items()
+        }
         choices.candidates[problem] = [
             Candidate(
                 primitive,
@@ -143,6 +151,7 @@ def _layer(spec: ConvSpec, node: Node, choices: Choices, assignment: Assignment)
     primitive = chosen.primitive
     others = [c for c in choices.candidates[spec.problem] if c.primitive is not primitive]
     second = min(others, key=lambda c: c.ms, default=None)
+    spread = math.exp(TWO_SIDED_90 * choices.log_std[spec.problem][primitive.name])
     return LayerPlan(
         name=spec.name,
         problem=str(spec.problem),
@@ -158,4 +167,5 @@ def _layer(spec: ConvSpec, node: Node, choices: Choices, assignment: Assignment)
         packed_bytes=chosen.packed_bytes,
         workspace_bytes=chosen.workspace_bytes,
         refusals=choices.refusals[spec.problem],
+        interval_ms=(chosen.ms / spread, chosen.ms * spread),
     )

@@ -18,6 +18,7 @@ def layer(name: str, problem: ConvProblem, primitive: str, src: str, dst: str, m
     return LayerPlan(
         name, str(problem), primitive, primitive.split("_")[0], src, dst, "relu", name.endswith("conv2"), ms,
         "onednn_nhwc", 1.3 * ms, 4096, 65536, {"pointwise_nhwc": "only 1x1 kernels are supported (kh=3, kw=3)"},
+        interval_ms=(0.8 * ms, 1.25 * ms),
     )  # fmt: skip
 
 
@@ -73,6 +74,8 @@ def test_text_has_a_line_for_each_layer_and_transform(plan: Plan) -> None:
         assert entry.problem in line
         if entry.predicted_ms is not None:
             assert f"{entry.predicted_ms:.3f}" in line
+        if entry.interval_ms is not None:
+            assert "{:.3f}..{:.3f}".format(*entry.interval_ms) in line
     for move in plan.transforms:
         assert any(line.startswith(move.value) and "layer" in line and move.dst_layout in line for line in lines)
     assert ("measured ms" in lines[0]) == (plan.layers[0].measured_ms is not None)

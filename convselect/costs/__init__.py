@@ -10,11 +10,14 @@ import numpy.typing as npt
 from convselect.costs.network import Candidate, CostModel
 from convselect.costs.operators import OperatorModel, OperatorTiming
 from convselect.costs.samples import Samples, Timing
-from convselect.costs.transfer import Adapted
+from convselect.costs.transfer import MEASURED_STD, TWO_SIDED_90, Adapted
 from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
-__all__ = ["Candidate", "CostModel", "Costs", "OperatorModel", "OperatorTiming", "Samples", "Timing"]
+__all__ = [
+    "MEASURED_STD", "TWO_SIDED_90", "Candidate", "CostModel", "Costs", "OperatorModel", "OperatorTiming", "Samples",
+    "Timing",
+]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
 

@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 
 MEASURED_STD = 0.02
 """Log deviation of a time that was measured."""
+TWO_SIDED_90 = 1.645
+"""Standard deviations to either side that hold 90% of a normal distribution."""
 
 _GLOBAL_STD, _FAMILY_STD, _PRIMITIVE_STD = 1.0, 0.4, 0.25
 """Widths of the offsets' priors, before the grid's factor."""
