@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from convselect.graph.capture import (
     constants,
     convolution,
     find_convolutions,
+    nbytes,
     size_hint,
     static_inputs,
 )
@@ -36,7 +37,8 @@ from convselect.graph.simplify import simplify
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
 from convselect.plan import TransformPlan
-from convselect.planning import choices_for, plan_of
+from convselect.planning import Choices, choices_for, plan_of
+from convselect.problem import ConvProblem
 from convselect.runtime import CompiledGraph
 
 
@@ -61,6 +63,10 @@ class Backend:
         compiler = partial(self._compile, placeholders)
         return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
 
+    def choices(self, problems: Sequence[ConvProblem]) -> Choices:
+        """What can run each problem, and what it costs. A subclass may choose among less."""
+        return choices_for(problems, self.options, machines.cpu())
+
     def _fall_back(self, message: str) -> None:
         if self.options.strict:
             raise UnconvertedError(message)
@@ -70,47 +76,54 @@ class Backend:
         self, dynamo_placeholders: Sequence[Node], gm: GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[[list[Any]], Any]:
         graph = gm.graph
-        static = static_inputs(graph, dynamo_placeholders)
-        others, constant = prepare(graph, static)
-        for other in others:
+        prepared = prepare(graph, static_inputs(graph, dynamo_placeholders))
+        convs = prepared.convs
+        for other in prepared.others:
             self._fall_back(f"{other.name} runs in ATen: {other.reason}")
-        fold, positions = split_constants(graph, constant)
 
-        convs: dict[Node, ConvSpec] = {
-            node: node.meta["conv"] for node in graph.find_nodes(op="call_function", target=convolution)
-        }
         here = machines.cpu()
         start = time.perf_counter()
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-            choices = choices_for([spec.problem for spec in convs.values()], self.options, here)
+            choices = self.choices([spec.problem for spec in convs.values()])
         candidates = {node: choices.candidates[spec.problem] for node, spec in convs.items()}
         costs = OperatorCosts(choices.costs.operator_ms)
         memory = math.inf if self.options.memory_mb is None else self.options.memory_mb * 2**20
-        assignment = assign(graph, candidates, costs, _nbytes, memory)
+        assignment = assign(graph, candidates, costs, memory)
         select_ms = 1e3 * (time.perf_counter() - start) - choices.measured_ms
-        plan = plan_of(graph, convs, others, choices, assignment, self.options, here, select_ms)
+        plan = plan_of(graph, convs, prepared.others, choices, assignment, self.options, here, select_ms)
 
         prepacks = _prepacks(graph, assignment)
         fake = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
         with fake:
             lowered = lower(graph, assignment.chosen, len(prepacks))
-        plan = dataclasses.replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
+        plan = replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
         module = split(lowered.module, len(prepacks))
         body: Callable[..., Any] = module
         if self.options.remainder == "inductor":
             with fake:
-                fakes = pack(fold, prepacks, [example_inputs[position] for position in positions])
+                fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
             body = compile_remainder(lowered.module, fake, fakes)
-        compiled = CompiledGraph(plan, module, body, Constants(fold, prepacks), positions, lowered.arguments)
+        weights = Constants(prepared.fold, prepacks)
+        compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments)
         self._made(compiled)
         return compiled
 
 
-def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Node]]:
-    """Rewrites `graph` to `convolution` nodes with everything folded and fused that can be.
+@dataclass(frozen=True)
+class Prepared:
+    """A captured graph with everything folded and fused that can be: what primitives are selected for."""
 
-    Returns what stays with ATen, and the nodes whose values depend on the `static` inputs alone.
-    """
+    graph: Graph
+    convs: Mapping[Node, ConvSpec]
+    others: Sequence[Unconverted]
+    """Convolutions that stay with ATen."""
+    fold: GraphModule
+    """Computes what depends on the weights alone, from the inputs at `positions`."""
+    positions: list[int]
+
+
+def prepare(graph: Graph, static: set[Node]) -> Prepared:
+    """Rewrites `graph`, of which the inputs `static` are weights, to `convolution` nodes."""
     constant = constants(graph, static)
     others = find_convolutions(graph, constant)
     constant = constants(graph, static)
@@ -119,15 +132,30 @@ def prepare(graph: Graph, static: set[Node]) -> tuple[list[Unconverted], set[Nod
     fuse_epilogues(graph)
     fuse_activations_into_norms(graph)
     replace_linears(graph)
-    return others, constant
+    convs = {node: node.meta["conv"] for node in graph.find_nodes(op="call_function", target=convolution)}
+    return Prepared(graph, convs, others, *split_constants(graph, constant))
 
 
-def _nbytes(node: Node) -> int:
-    """Of the node's value, 0 if that is no tensor."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return 0
-    return math.prod(size_hint(size) for size in value.shape) * value.element_size()
+def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]:
+    """The graphs for which `compile(model)` selects primitives when it is called with `inputs`.
+
+    Runs the model once, as it is. Under a `FakeTensorMode`, with a model made there, this computes nothing.
+    """
+    found: list[Prepared] = []
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        placeholders = gm.graph.find_nodes(op="placeholder")
+
+        def keep(traced: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+            found.append(prepare(traced.graph, static_inputs(traced.graph, placeholders)))
+            return traced.forward
+
+        aot_autograd(fw_compiler=keep, inference_compiler=keep)(gm, example_inputs)
+        return gm.forward
+
+    with torch.inference_mode():
+        torch.compile(model, backend=backend)(*inputs)
+    return found
 
 
 def _prepacks(graph: Graph, assignment: Assignment) -> list[Prepack | None]:
@@ -154,7 +182,7 @@ def _transforms(lowered: Lowered, convs: Mapping[Node, ConvSpec], costs: Operato
             shape=tuple(size_hint(size) for size in value.meta["val"].shape),
             src_layout=str(src or "strided"),
             dst_layout=str(dst),
-            predicted_ms=costs.transform_ms(_nbytes(value), src, dst),
+            predicted_ms=costs.transform_ms(nbytes(value), src, dst),
         )
 
 

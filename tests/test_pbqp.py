@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import numpy as np
 import pytest
+from exact import Edges, Nodes, brute_force, exact_milp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from convselect.selection import Solution, solve
 from convselect.selection.pbqp import cost_of
-
-Nodes = list[np.ndarray]
-Edges = dict[tuple[int, int], np.ndarray]
 
 
 def random_instance(
@@ -33,43 +29,6 @@ def random_instance(
         (i, j): costs(sizes[i], sizes[j]) for i in range(n) for j in range(n) if i != j and rng.random() < density / 2
     }
     return [costs(k) for k in sizes], edges
-
-
-def brute_force(nodes: Nodes, edges: Edges) -> float:
-    return min(cost_of(nodes, edges, x) for x in itertools.product(*(range(len(c)) for c in nodes)))
-
-
-def exact_milp(nodes: Nodes, edges: Edges) -> float:
-    """The local-marginal-polytope formulation with integral node variables, by HiGHS."""
-    pairs = list(edges)
-    offsets = np.cumsum([0] + [len(c) for c in nodes] + [edges[p].size for p in pairs])
-    objective = np.concatenate([*nodes, *(edges[p].ravel() for p in pairs)])
-    rows, rhs = [], []
-    for i, cost in enumerate(nodes):
-        row = np.zeros(offsets[-1])
-        row[offsets[i] : offsets[i] + len(cost)] = 1
-        rows.append(row)
-        rhs.append(1.0)
-    for e, (i, j) in enumerate(pairs):
-        block = np.arange(edges[i, j].size).reshape(edges[i, j].shape) + offsets[len(nodes) + e]
-        for node, groups in ((i, block), (j, block.T)):
-            for option, group in enumerate(groups):
-                row = np.zeros(offsets[-1])
-                row[group] = 1
-                row[offsets[node] + option] = -1
-                rows.append(row)
-                rhs.append(0.0)
-    integrality = np.zeros(offsets[-1])
-    integrality[: offsets[len(nodes)]] = 1
-    result = milp(
-        objective,
-        constraints=LinearConstraint(np.array(rows), rhs, rhs),
-        bounds=Bounds(0, 1),
-        integrality=integrality,
-        options={"mip_rel_gap": 0.0},
-    )
-    assert result.success, result.message
-    return float(result.fun)
 
 
 def check(nodes: Nodes, edges: Edges, solution: Solution, optimum: float, *, exact: bool = True) -> None:

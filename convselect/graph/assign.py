@@ -9,18 +9,20 @@ so that a transform read twice is paid once. Edges cost the transforms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch.fx import Graph, Node
 
-from convselect.graph.capture import convolution
+from convselect.graph.capture import convolution, nbytes
 from convselect.graph.operators import in_both, is_activation, kind_of, layout_of
 from convselect.layout import Layout
 from convselect.primitive import Primitive
 from convselect.selection import solve
 
+Array = npt.NDArray[np.float64]
 Where = Layout | None
 """A layout; None for a tensor dense in neither."""
 
@@ -69,19 +71,22 @@ def assign(
     graph: Graph,
     candidates: Mapping[Node, Sequence[Candidate]],
     costs: OperatorCosts,
-    nbytes: Callable[[Node], int],
     memory_bytes: float = math.inf,
 ) -> Assignment:
     """The least total time, with packed weights and the largest workspace within `memory_bytes`.
 
     Under a bound the time is minimised plus a price on each byte, found by bisection (Lagrangian relaxation); the
-    result obeys the bound but is optimal only up to the duality gap. Raises `ValueError` when nothing fits.
+    result obeys the bound but is optimal only up to the duality gap, `gap_ms`. Raises `ValueError` when nothing fits.
     """
-    best = _solve(graph, candidates, costs, nbytes, 0.0)
+
+    def at(price: float) -> Assignment:
+        return Instance.of(graph, candidates, costs, price).solved()
+
+    best = at(0.0)
     if _memory(best) <= memory_bytes:
         return best
     low, high = 0.0, 1e-9
-    while _memory(feasible := _solve(graph, candidates, costs, nbytes, high)) > memory_bytes:
+    while _memory(feasible := at(high)) > memory_bytes:
         low, high = high, 10 * high
         if high > 1e6:
             raise ValueError(
@@ -90,7 +95,7 @@ def assign(
             )
     for _ in range(12):
         middle = math.sqrt(max(low, high * 1e-3) * high)
-        trial = _solve(graph, candidates, costs, nbytes, middle)
+        trial = at(middle)
         if _memory(trial) <= memory_bytes:
             high, feasible = middle, min(trial, feasible, key=lambda a: a.total_ms)
         else:
@@ -103,47 +108,64 @@ def _memory(assignment: Assignment) -> int:
     return sum(c.packed_bytes for c in used) + max((c.workspace_bytes for c in used), default=0)
 
 
-def _solve(
-    graph: Graph,
-    candidates: Mapping[Node, Sequence[Candidate]],
-    costs: OperatorCosts,
-    nbytes: Callable[[Node], int],
-    price: float,
-) -> Assignment:
-    """The assignment that minimises ms + price * bytes; `total_ms` and `gap_ms` are without the price."""
-    options: dict[Node, list[Option]] = {}
-    for node in graph.nodes:
-        options[node] = _options(node, candidates.get(node), costs, nbytes, price)
-    index = {node: i for i, node in enumerate(options)}
-    nodes = [np.array([_priced(option, price) for option in choices]) for choices in options.values()]
-    edges: dict[tuple[int, int], np.ndarray] = {}
-    for value in graph.nodes:
-        if not is_activation(value.meta.get("val")) or in_both(value.meta["val"]):
-            continue
-        readers = list(value.users)
-        size = nbytes(value)
+@dataclass(frozen=True)
+class Instance:
+    """A graph's assignment as PBQP. Costs are ms, and `price` for each byte that a primitive holds."""
 
-        def transform(src: Where, dst: Where, size: int = size) -> float:
-            return costs.transform_ms(size, src, dst)
+    options: Mapping[Node, Sequence[Option]]
+    """Of the PBQP's first nodes, in order. Each further one stands for a value and the layouts it is kept in."""
+    nodes: list[Array]
+    edges: dict[tuple[int, int], Array]
+    price: float
 
-        gives = [option.gives for option in options[value]]
-        if len(readers) == 1:
-            reads = [_reads(option, value, readers[0]) for option in options[readers[0]]]
-            matrix = np.array([[transform(src, dst) for dst in reads] for src in gives])
-            _add_edge(edges, index[value], index[readers[0]], matrix)
-        elif readers:
-            kept: list[tuple[Layout, ...]] = [(Layout.NCHW,), (Layout.NHWC,), (Layout.NCHW, Layout.NHWC)]
-            nodes.append(np.zeros(len(kept)))
-            matrix = np.array([[sum(transform(src, dst) for dst in layouts) for layouts in kept] for src in gives])
-            _add_edge(edges, index[value], len(nodes) - 1, matrix)
-            for reader in readers:
-                reads = [_reads(option, value, reader) for option in options[reader]]
-                matrix = np.array([[0.0 if r is None or r in layouts else math.inf for r in reads] for layouts in kept])
-                _add_edge(edges, len(nodes) - 1, index[reader], matrix)
-    solution = solve(nodes, edges)
-    chosen = {node: choices[solution.choices[index[node]]] for node, choices in options.items()}
-    paid = price * sum(_held(option.candidate) for option in chosen.values() if option.candidate)
-    return Assignment(chosen, solution.cost - paid, solution.cost - solution.lower_bound)
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        candidates: Mapping[Node, Sequence[Candidate]],
+        costs: OperatorCosts,
+        price: float = 0.0,
+    ) -> Instance:
+        options = {node: _options(node, candidates.get(node), costs, price) for node in graph.nodes}
+        index = {node: i for i, node in enumerate(options)}
+        nodes = [np.array([_priced(option, price) for option in choices]) for choices in options.values()]
+        edges: dict[tuple[int, int], Array] = {}
+
+        def add_edge(a: int, b: int, matrix: list[list[float]]) -> None:
+            edges[a, b] = edges.get((a, b), 0.0) + np.array(matrix)
+
+        for value in graph.nodes:
+            if not is_activation(value.meta.get("val")) or in_both(value.meta["val"]):
+                continue
+            size = nbytes(value)
+
+            def transforms(src: Where, layouts: Iterable[Where], size: int = size) -> float:
+                return sum(costs.transform_ms(size, src, dst) for dst in layouts)
+
+            gives = [option.gives for option in options[value]]
+            needs = {reader: [_needs(option, value, reader) for option in options[reader]] for reader in value.users}
+            if len(needs) == 1:
+                ((reader, needed),) = needs.items()
+                add_edge(index[value], index[reader], [[transforms(src, each) for each in needed] for src in gives])
+            elif needs:
+                kept = _KEPT if layout_of(value.meta["val"]) else (frozenset[Layout](), *_KEPT)
+                keeper = len(nodes)
+                nodes.append(np.zeros(len(kept)))
+                add_edge(index[value], keeper, [[transforms(src, layouts) for layouts in kept] for src in gives])
+                for reader, needed in needs.items():
+                    allowed = [[0.0 if each <= layouts else math.inf for each in needed] for layouts in kept]
+                    add_edge(keeper, index[reader], allowed)
+        return cls(options, nodes, edges, price)
+
+    def solved(self) -> Assignment:
+        """The best assignment; `total_ms` and `gap_ms` are without the price."""
+        solution = solve(self.nodes, self.edges)
+        chosen = {node: choices[x] for (node, choices), x in zip(self.options.items(), solution.choices, strict=False)}
+        paid = self.price * sum(_held(option.candidate) for option in chosen.values() if option.candidate)
+        return Assignment(chosen, solution.cost - paid, solution.cost - solution.lower_bound)
+
+
+_KEPT = (frozenset({Layout.NCHW}), frozenset({Layout.NHWC}), frozenset(Layout))
 
 
 def _priced(option: Option, price: float) -> float:
@@ -155,24 +177,19 @@ def _held(candidate: Candidate) -> int:
     return candidate.packed_bytes + candidate.workspace_bytes
 
 
-def _reads(option: Option, value: Node, reader: Node) -> Where:
-    """The layout in which `reader` needs `value`: a convolution's residual must be in the layout of its result."""
-    if reader.target is convolution and reader.args[3] is value and reader.args[0] is not value:
-        return option.gives
-    return layout_of(value.meta["val"]) if option.reads is None else option.reads
+def _needs(option: Option, value: Node, reader: Node) -> frozenset[Layout]:
+    """The layouts in which `reader` needs `value`; none where it takes what is there.
+
+    A convolution's residual must be in the layout of its result, also where it is its source as well.
+    """
+    if reader.target is convolution:
+        roles = ((reader.args[0], option.reads), (reader.args[3], option.gives))
+        return frozenset(layout for operand, layout in roles if operand is value and layout is not None)
+    layout = layout_of(value.meta["val"]) if option.reads is None else option.reads
+    return frozenset() if layout is None else frozenset({layout})
 
 
-def _add_edge(edges: dict[tuple[int, int], np.ndarray], a: int, b: int, matrix: np.ndarray) -> None:
-    edges[a, b] = edges[a, b] + matrix if (a, b) in edges else matrix
-
-
-def _options(
-    node: Node,
-    candidates: Sequence[Candidate] | None,
-    costs: OperatorCosts,
-    nbytes: Callable[[Node], int],
-    price: float,
-) -> list[Option]:
+def _options(node: Node, candidates: Sequence[Candidate] | None, costs: OperatorCosts, price: float) -> list[Option]:
     if candidates is not None:
         best: dict[tuple[Layout, Layout], Option] = {}
         for candidate in candidates:

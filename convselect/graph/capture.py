@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -152,6 +153,14 @@ def _problem(
 def size_hint(size: int | torch.SymInt) -> int:
     """The size in the example at hand, without a guard: the batch may change from call to call."""
     return size if isinstance(size, int) else int(size.node.hint)
+
+
+def nbytes(node: Node) -> int:
+    """Of the node's value, 0 if that is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return math.prod(size_hint(size) for size in value.shape) * value.element_size()
 
 
 def qualified_name(node: Node) -> str:
