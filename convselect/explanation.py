@@ -64,7 +64,7 @@ class Explanation:
         transforms_ms = sum(transform.predicted_ms for transform in plan.transforms)
         measured = self.layers_measured_ms
         timed = "" if measured is None else f" (measured {measured:.3f})"
-        proof = "the least possible" if plan.gap_ms == 0 else f"at most {plan.gap_ms:.3f} ms above the least possible"
+        proof = "the least possible" if plan.gap_ms == 0 else f"at most {plan.gap_ms:.3g} ms above the least possible"
         lines = [
             f"predicted {plan.total_predicted_ms:.3f} ms: {len(plan.layers)} convolutions "
             f"{self.layers_predicted_ms:.3f}{timed}, {len(plan.operators)} other operators {operators_ms:.3f}, "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from convselect.selection import Solution
 from convselect.selection.pbqp import cost_of
 
 Nodes = list[np.ndarray]
@@ -53,3 +55,14 @@ def exact_milp(nodes: Nodes, edges: Edges) -> float:
         return np.inf
     assert result.success, result.message
     return float(result.fun)
+
+
+def check(nodes: Nodes, edges: Edges, solution: Solution, optimum: float, *, exact: bool = True) -> None:
+    """The cost is what the choices sum to, and the optimum lies between it and the bound; `exact`: they are equal."""
+    assert solution.cost == pytest.approx(cost_of(nodes, edges, solution.choices), abs=1e-9)
+    assert solution.lower_bound <= solution.cost
+    assert solution.lower_bound <= optimum + 1e-7
+    assert solution.cost >= optimum - 1e-7
+    if exact:
+        assert solution.cost == pytest.approx(optimum, abs=1e-7)
+        assert solution.lower_bound == solution.cost

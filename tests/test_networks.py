@@ -43,4 +43,6 @@ def test_logits(name: str, accuracy: str) -> None:
     assert len(used) <= convolutions
     assert len(used) >= convolutions - 4  # GoogLeNet's and Inception's auxiliary classifiers do not run
     assert graph.plan.gap_ms == 0
+    parts = (*graph.plan.layers, *graph.plan.operators, *graph.plan.transforms)
+    assert graph.plan.total_predicted_ms == pytest.approx(sum(part.predicted_ms for part in parts))
     assert graph.plan.select_ms < 1000

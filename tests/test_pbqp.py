@@ -6,12 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from exact import Edges, Nodes, brute_force, exact_milp
+from exact import Edges, Nodes, brute_force, check, exact_milp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convselect.selection import Solution, solve
-from convselect.selection.pbqp import cost_of
 
 
 def random_instance(
@@ -29,16 +28,6 @@ def random_instance(
         (i, j): costs(sizes[i], sizes[j]) for i in range(n) for j in range(n) if i != j and rng.random() < density / 2
     }
     return [costs(k) for k in sizes], edges
-
-
-def check(nodes: Nodes, edges: Edges, solution: Solution, optimum: float, *, exact: bool = True) -> None:
-    assert solution.cost == pytest.approx(cost_of(nodes, edges, solution.choices), abs=1e-9)
-    assert solution.lower_bound <= solution.cost
-    assert solution.lower_bound <= optimum + 1e-7
-    assert solution.cost >= optimum - 1e-7
-    if exact:
-        assert solution.cost == pytest.approx(optimum, abs=1e-7)
-        assert solution.lower_bound == solution.cost
 
 
 def layout_change(scale: float, k: int = 2) -> np.ndarray:
@@ -182,6 +171,29 @@ def test_out_of_time_gives_a_solution_and_a_valid_bound() -> None:
     solution = solve(nodes, edges, budget_s=0.1)
     assert time.perf_counter() - start < 0.5
     assert solution.lower_bound < solution.cost
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(2, 14),
+    density=st.sampled_from([0.2, 0.5, 1.0]),
+    forbidden=st.sampled_from([0.0, 0.1]),
+    integer=st.booleans(),
+    budget_s=st.sampled_from([0.0, 10.0]),
+)
+def test_the_optimum_lies_between_bound_and_cost(
+    seed: int, n: int, density: float, forbidden: float, integer: bool, budget_s: float
+) -> None:
+    """Also where the search stops at once; the cost is what the choices sum to."""
+    rng = np.random.default_rng(seed)
+    nodes, edges = random_instance(rng, n, density, options=3, forbidden=forbidden, integer=integer)
+    optimum = exact_milp(nodes, edges)
+    if np.isinf(optimum):
+        with pytest.raises(ValueError, match="infeasible"):
+            solve(nodes, edges, budget_s=budget_s)
+    else:
+        check(nodes, edges, solve(nodes, edges, budget_s=budget_s), optimum, exact=budget_s > 0)
 
 
 def test_forbidden_everywhere_is_infeasible() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,10 @@ class Assignment:
     gap_ms: float
 
 
+Price = Callable[[Candidate], float]
+"""ms that the memory of a candidate is worth."""
+
+
 @dataclass(frozen=True)
 class OperatorCosts:
     """ms of operators and of layout transforms, from the cost model's key and the bytes moved."""
@@ -76,11 +80,15 @@ def assign(
     """The least total time, with packed weights and the largest workspace within `memory_bytes`.
 
     Under a bound the time is minimised plus a price on each byte, found by bisection (Lagrangian relaxation); the
-    result obeys the bound but is optimal only up to the duality gap, `gap_ms`. Raises `ValueError` when nothing fits.
+    result obeys the bound, and `gap_ms` is what it may lie above the optimum. Raises `ValueError` when nothing fits.
     """
 
     def at(price: float) -> Assignment:
-        return Instance.of(graph, candidates, costs, price).solved()
+        # Each workspace is priced as if it were held for itself, though one serves all.
+        return priced(lambda c: price * (c.packed_bytes + c.workspace_bytes)).solved()
+
+    def priced(price: Price) -> Instance:
+        return Instance.of(graph, candidates, costs, price)
 
     best = at(0.0)
     if _memory(best) <= memory_bytes:
@@ -100,7 +108,10 @@ def assign(
             high, feasible = middle, min(trial, feasible, key=lambda a: a.total_ms)
         else:
             low = middle
-    return feasible
+    # Whatever obeys the bound packs at most so many bytes: a price on these alone bounds its time from below.
+    relaxed = priced(lambda c: high * c.packed_bytes)
+    least_ms = solve(relaxed.nodes, relaxed.edges).lower_bound - high * memory_bytes
+    return replace(feasible, gap_ms=feasible.total_ms - max(least_ms, best.total_ms - best.gap_ms))
 
 
 def _memory(assignment: Assignment) -> int:
@@ -110,13 +121,13 @@ def _memory(assignment: Assignment) -> int:
 
 @dataclass(frozen=True)
 class Instance:
-    """A graph's assignment as PBQP. Costs are ms, and `price` for each byte that a primitive holds."""
+    """A graph's assignment as PBQP. Costs are ms, and the `price` of the memory that a primitive holds."""
 
     options: Mapping[Node, Sequence[Option]]
     """Of the PBQP's first nodes, in order. Each further one stands for a value and the layouts it is kept in."""
     nodes: list[Array]
     edges: dict[tuple[int, int], Array]
-    price: float
+    price: Price
 
     @classmethod
     def of(
@@ -124,7 +135,7 @@ class Instance:
         graph: Graph,
         candidates: Mapping[Node, Sequence[Candidate]],
         costs: OperatorCosts,
-        price: float = 0.0,
+        price: Price = lambda candidate: 0.0,
     ) -> Instance:
         options = {node: _options(node, candidates.get(node), costs, price) for node in graph.nodes}
         index = {node: i for i, node in enumerate(options)}
@@ -161,20 +172,15 @@ class Instance:
         """The best assignment; `total_ms` and `gap_ms` are without the price."""
         solution = solve(self.nodes, self.edges)
         chosen = {node: choices[x] for (node, choices), x in zip(self.options.items(), solution.choices, strict=False)}
-        paid = self.price * sum(_held(option.candidate) for option in chosen.values() if option.candidate)
+        paid = sum(self.price(option.candidate) for option in chosen.values() if option.candidate)
         return Assignment(chosen, solution.cost - paid, solution.cost - solution.lower_bound)
 
 
 _KEPT = (frozenset({Layout.NCHW}), frozenset({Layout.NHWC}), frozenset(Layout))
 
 
-def _priced(option: Option, price: float) -> float:
-    """Each workspace is priced as if it were held for itself, though one serves all: a bound, but a separable one."""
-    return option.ms + (price * _held(option.candidate) if option.candidate else 0.0)
-
-
-def _held(candidate: Candidate) -> int:
-    return candidate.packed_bytes + candidate.workspace_bytes
+def _priced(option: Option, price: Price) -> float:
+    return option.ms + (price(option.candidate) if option.candidate else 0.0)
 
 
 def _needs(option: Option, value: Node, reader: Node) -> frozenset[Layout]:
