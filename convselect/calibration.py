@@ -72,6 +72,7 @@ def calibrate(
     problems: Sequence[ConvProblem] | None = None,
     *,
     able: Mapping[ConvProblem, Sequence[Primitive]] | None = None,
+    model: CostModel | None = None,
     progress: bool | None = None,
 ) -> Samples:
     """Times for `budget_s` seconds, stores the samples with those of this machine at hand, and returns them all.
@@ -80,6 +81,7 @@ def calibrate(
         budget_s: wall-clock seconds, everything included; kept within 20% as no timing starts that would break it.
         problems: what the machine is to be fast at; a repeated problem counts as often. Default `data.COMMON`.
         able: the primitives to time for each problem; None stands for all that may be chosen by default.
+        model: what the samples are chosen for; None stands for the shipped one.
         progress: a progress bar on stderr; None when it is a terminal.
 
     Ctrl-C raises `KeyboardInterrupt` as ever, and what was timed is stored.
@@ -94,7 +96,9 @@ def calibrate(
     if able is None:
         able = {problem: candidates(problem, machine, "default")[0] for problem in counts}
     known = store.load(machine) or Samples()
-    calibrator = Calibrator(Costs(CostModel.load(), known, machine), counts, able, PrimitiveTimer(machine), machine)
+    calibrator = Calibrator(
+        Costs(model or CostModel.load(), known, machine), counts, able, PrimitiveTimer(machine), machine
+    )
     deadline = start + budget_s
     try:
         with reporting("calibrating", budget_s, progress) as report:

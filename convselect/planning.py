@@ -24,6 +24,11 @@ from convselect.problem import ConvProblem
 VERIFY_FACTOR = 1.3
 """`select="model+verify"` times the candidates predicted within this factor of the best."""
 
+Able = Mapping[ConvProblem, Sequence[Primitive]]
+"""The primitives that may run each problem."""
+Times = dict[ConvProblem, dict[str, float]]
+"""Problem -> primitive -> ms."""
+
 
 @dataclass
 class Choices:
@@ -54,50 +59,61 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     choices = Choices(Costs(CostModel.load(), samples, machine), samples is not None, refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
-    named = list({p.name: p for ables in able.values() for p in ables}.values())
-    table, deviations = choices.costs.predict(distinct, [(p.name, p.family) for p in named])
-    column = {primitive.name: j for j, primitive in enumerate(named)}
-    ms = {p: {q.name: float(table[i, column[q.name]]) for q in able[p]} for i, p in enumerate(distinct)}
-    predicted = {p: dict(of) for p, of in ms.items()}
+    predicted, log_std = predict(choices.costs, able)
+    times = predicted
     if options.select != "model":
         start = time.perf_counter()
-        _measure(ms, able, options, timing.PrimitiveTimer(machine))
+        timer = timing.PrimitiveTimer(machine)
+        times = measured_ms(able, timer) if options.select == "measure" else verified_ms(times, able, options, timer)
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
-    for i, problem in enumerate(distinct):
-        choices.log_std[problem] = {
-            name: float(deviations[i, column[name]]) if time == predicted[problem].get(name) else MEASURED_STD
-            for name, time in ms[problem].items()
+    choices.log_std = {
+        problem: {
+            name: log_std[problem][name] if ms == predicted[problem][name] else MEASURED_STD for name, ms in of.items()
         }
-        choices.candidates[problem] = [
-            Candidate(
-                primitive,
-                ms[problem][primitive.name],
-                primitive.packed_bytes(problem),
-                primitive.workspace_bytes(problem, machine.threads),
-            )
-            for primitive in able[problem]
-            if primitive.name in ms[problem]
-        ]
+        for problem, of in times.items()
+    }
+    choices.candidates = with_times(able, times, machine)
     return choices
 
 
-def _measure(
-    ms: dict[ConvProblem, dict[str, float]],
-    able: Mapping[ConvProblem, list[Primitive]],
-    options: Options,
-    timer: timing.PrimitiveTimer,
-) -> None:
-    """Replaces predictions by timings: of all candidates, or of the close calls within the budget."""
-    if options.select == "measure":
-        for problem, primitives_of in able.items():
-            ms[problem] = timer.time_primitives(problem, primitives_of)
-        return
+def predict(costs: Costs, able: Able) -> tuple[Times, dict[ConvProblem, dict[str, float]]]:
+    """The times, and in the same form the standard deviations of their logarithms."""
+    named = list({p.name: p for ables in able.values() for p in ables}.values())
+    tables = costs.predict(list(able), [(p.name, p.family) for p in named])
+    column = {primitive.name: j for j, primitive in enumerate(named)}
+    ms, log_std = (
+        {p: {q.name: float(table[i, column[q.name]]) for q in able[p]} for i, p in enumerate(able)} for table in tables
+    )
+    return ms, log_std
+
+
+def measured_ms(able: Able, timer: timing.PrimitiveTimer) -> Times:
+    """Of every candidate: the oracle."""
+    return {problem: timer.time_primitives(problem, primitives) for problem, primitives in able.items()}
+
+
+def verified_ms(predicted: Times, able: Able, options: Options, timer: timing.PrimitiveTimer) -> Times:
+    """`predicted`, but the close calls timed, those of the longest first, as far as the budget goes."""
+    times = dict(predicted)
     deadline = time.perf_counter() + options.budget_s
-    for problem in sorted(able, key=lambda p: -min(ms[p].values())):
-        best = min(ms[problem].values())
-        close = [p for p in able[problem] if ms[problem][p.name] <= VERIFY_FACTOR * best]
+    for problem in sorted(able, key=lambda p: -min(predicted[p].values())):
+        best = min(predicted[problem].values())
+        close = [p for p in able[problem] if predicted[problem][p.name] <= VERIFY_FACTOR * best]
         if len(close) > 1 and time.perf_counter() < deadline:
-            ms[problem] |= timer.time_primitives(problem, close, deadline=deadline)
+            times[problem] = times[problem] | timer.time_primitives(problem, close, deadline=deadline)
+    return times
+
+
+def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, list[Candidate]]:
+    """The candidates of each problem; those without a time are left out."""
+    return {
+        problem: [
+            Candidate(q, times[problem][q.name], q.packed_bytes(problem), q.workspace_bytes(problem, machine.threads))
+            for q in primitives
+            if q.name in times[problem]
+        ]
+        for problem, primitives in able.items()
+    }
 
 
 def plan_of(

@@ -158,3 +158,9 @@ def test_empty_plan(tmp_path: Path) -> None:
     explanation.to_html(tmp_path / "page.html")
     assert "0 convolutions" in str(explanation)
     assert explanation.layers_measured_ms is None
+
+
+def test_summary_states_the_gap(plan: Plan) -> None:
+    assert any("the least possible under" in line for line in Explanation(plan).summary())
+    unproven = dataclasses.replace(plan, gap_ms=0.00012)
+    assert any("at most 0.00012 ms above the least possible" in line for line in Explanation(unproven).summary())

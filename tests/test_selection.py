@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from convselect import machine
 from convselect.backend import Prepared, captured
 from convselect.bench.networks import DEFAULT, load
-from convselect.graph.assign import Candidate, Instance, OperatorCosts, assign
+from convselect.graph.assign import Candidate, Instance, OperatorCosts, assign, transforms_ms
 from convselect.graph.capture import nbytes
 from convselect.graph.lower import lower
 from convselect.options import Options
@@ -111,5 +111,40 @@ def test_assignment_is_the_best_of_all_graphs(name: str) -> None:
             with fake:
                 lowered = lower(graph, chosen, 100)
             moved = sum(costs.transform_ms(nbytes(value), src, dst) for value, src, dst, _ in lowered.transforms)
+            assert transforms_ms(graph, chosen, costs) == pytest.approx(moved)
             best = min(best, moved + sum(option.ms for option in choice))
         assert assign(graph, candidates, costs).total_ms == pytest.approx(best)
+
+
+def test_the_gap_under_a_bound_on_memory_holds() -> None:
+    """Against every choice that obeys the bound; the first bound is just below what is fastest."""
+    torch._dynamo.reset()
+    with FakeTensorMode():
+        (prepared,) = captured(Small(BODIES["chain"]).eval(), torch.empty(2, 8, 16, 16))
+    (problem,) = {spec.problem for spec in prepared.convs.values()}
+    primitives = able(problem, machine.cpu(), "default")[0][:6]
+    rng = np.random.default_rng(0)
+    costs = OperatorCosts(lambda key, size: 0.1)
+    loose = 0
+    for _ in range(20):
+        candidates = {
+            node: [Candidate(p, rng.uniform(0.1, 1.0), *map(int, rng.integers(1, 1000, 2))) for p in primitives]
+            for node in prepared.convs
+        }
+        every = []
+        for choice in itertools.product(*candidates.values()):
+            chosen = {node: [candidate] for node, candidate in zip(candidates, choice, strict=True)}
+            held = sum(c.packed_bytes for c in choice) + max(c.workspace_bytes for c in choice)
+            every.append((assign(prepared.graph, chosen, costs).total_ms, held))
+        _, free_bytes = min(every)
+        for bound in (free_bytes, free_bytes - 1, free_bytes * 0.6):
+            optimum = min((ms for ms, held in every if held <= bound), default=None)
+            if optimum is None:
+                continue
+            assignment = assign(prepared.graph, candidates, costs, bound)
+            assert assignment.total_ms >= optimum - 1e-9
+            assert 0 <= assignment.total_ms - assignment.gap_ms <= optimum + 1e-9
+            loose += assignment.total_ms > optimum + 1e-9
+            assert assignment.gap_ms == 0 or bound < free_bytes
+            assert assignment.gap_ms > 0 or assignment.total_ms == pytest.approx(optimum)
+    assert loose > 0

@@ -35,7 +35,17 @@ if TYPE_CHECKING:
 @click.option("--select", default="model", show_default=True, help="convselect's: model, measure or model+verify.")
 @click.option("--remainder", default="eager", show_default=True, help="convselect's: eager or inductor.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=1), help="Interleaved rounds.")
-@click.option("--budget-s", type=click.FloatRange(min=0), help="Bound on a network's rounds: fewer where needed.")
+@click.option(
+    "--budget-s",
+    type=click.FloatRange(min=0),
+    help="Bound on a network's rounds, fewer where needed; with --oracle, on calibration (2 s).",
+)
+@click.option("--oracle", is_flag=True, help="Judge convselect's plans by timing every candidate; no other system.")
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For --oracle: a cost model from `convselect train`, not the shipped one.",
+)
 @click.option(
     "--exports",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -52,8 +62,8 @@ if TYPE_CHECKING:
 def bench(
     nets: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
     without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
-    budget_s: float | None, exports: Path | None, json_path: Path | None, markdown_path: Path | None,
-    plot_path: Path | None,
+    budget_s: float | None, oracle: bool, weights: Path | None, exports: Path | None,
+    json_path: Path | None, markdown_path: Path | None, plot_path: Path | None,
 ) -> None:  # fmt: skip
     """Time networks against other runtimes, interleaved in one process.
 
@@ -67,14 +77,21 @@ def bench(
     from convselect.bench.peak import gemm_gflops
     from convselect.bench.report import Report, Row, page
     from convselect.bench.runner import Protocol, compare, pin_threads
+    from convselect.cli.oracle import run as judge_plans
 
     if model is None and not nets:
         raise click.UsageError("name a network, or give --model")
     check_model(model, shape)
+    if weights and not oracle:
+        raise click.UsageError("--weights goes with --oracle")
     options = {"accuracy": accuracy, "calibrate": calibrate, "select": select, "remainder": remainder}
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         pin_threads(threads)
+        if oracle:
+            jobs_of = [(net, None) for net in nets] + ([(model, shape)] if model else [])
+            judge_plans(console, jobs_of, batch, accuracy, 2.0 if budget_s is None else budget_s, weights, json_path)
+            return
         peers = chosen_peers(against, None if without_convselect else options)
         jobs = list(nets) + ([model] if model else [])
         protocol = Protocol(rounds=rounds, budget_s=budget_s)

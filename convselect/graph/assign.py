@@ -23,6 +23,9 @@ from convselect.primitive import Primitive
 from convselect.selection import solve
 
 Array = npt.NDArray[np.float64]
+_ROUNDING = 1e-9
+"""A gap that is less than this part of the total is none."""
+
 Where = Layout | None
 """A layout; None for a tensor dense in neither."""
 
@@ -111,7 +114,22 @@ def assign(
     # Whatever obeys the bound packs at most so many bytes: a price on these alone bounds its time from below.
     relaxed = priced(lambda c: high * c.packed_bytes)
     least_ms = solve(relaxed.nodes, relaxed.edges).lower_bound - high * memory_bytes
-    return replace(feasible, gap_ms=feasible.total_ms - max(least_ms, best.total_ms - best.gap_ms))
+    gap_ms = feasible.total_ms - max(least_ms, best.total_ms - best.gap_ms)
+    return replace(feasible, gap_ms=gap_ms if gap_ms > _ROUNDING * feasible.total_ms else 0.0)
+
+
+def transforms_ms(graph: Graph, chosen: Mapping[Node, Option], costs: OperatorCosts) -> float:
+    """Of the layout transforms that `chosen` makes necessary."""
+    total = 0.0
+    for value in _placed(graph):
+        layouts = frozenset[Layout]().union(*(_needs(chosen[reader], value, reader) for reader in value.users))
+        total += sum(costs.transform_ms(nbytes(value), chosen[value].gives, layout) for layout in layouts)
+    return total
+
+
+def _placed(graph: Graph) -> list[Node]:
+    """The values that lie in one layout or the other."""
+    return [n for n in graph.nodes if is_activation(n.meta.get("val")) and not in_both(n.meta["val"])]
 
 
 def _memory(assignment: Assignment) -> int:
@@ -145,9 +163,7 @@ class Instance:
         def add_edge(a: int, b: int, matrix: list[list[float]]) -> None:
             edges[a, b] = edges.get((a, b), 0.0) + np.array(matrix)
 
-        for value in graph.nodes:
-            if not is_activation(value.meta.get("val")) or in_both(value.meta["val"]):
-                continue
+        for value in _placed(graph):
             size = nbytes(value)
 
             def transforms(src: Where, layouts: Iterable[Where], size: int = size) -> float:
