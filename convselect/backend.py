@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from convselect import machine as machines
 from convselect.errors import ConvselectWarning, UnconvertedError
-from convselect.graph.assign import Assignment, OperatorCosts, assign
+from convselect.graph.assign import Assignment, OperatorCosts
 from convselect.graph.capture import (
     ConvSpec,
     Unconverted,
@@ -31,6 +31,7 @@ from convselect.graph.fold import fold_batch_norms
 from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
 from convselect.graph.linear import replace_linears
 from convselect.graph.lower import Lowered, lower
+from convselect.graph.memory import assign_within
 from convselect.graph.program import split
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.simplify import simplify
@@ -88,7 +89,7 @@ class Backend:
         candidates = {node: choices.candidates[spec.problem] for node, spec in convs.items()}
         costs = OperatorCosts(choices.costs.operator_ms)
         memory = math.inf if self.options.memory_mb is None else self.options.memory_mb * 2**20
-        assignment = assign(graph, candidates, costs, memory)
+        assignment = assign_within(graph, candidates, costs, memory)
         select_ms = 1e3 * (time.perf_counter() - start) - choices.measured_ms
         plan = plan_of(graph, convs, prepared.others, choices, assignment, self.options, here, select_ms)
 

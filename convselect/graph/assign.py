@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from convselect.primitive import Primitive
 from convselect.selection import solve
 
 Array = npt.NDArray[np.float64]
-_ROUNDING = 1e-9
-"""A gap that is less than this part of the total is none."""
-
 Where = Layout | None
 """A layout; None for a tensor dense in neither."""
 
@@ -74,48 +71,9 @@ class OperatorCosts:
         return self.operator_ms(f"to_{dst}", 2 * value_bytes)
 
 
-def assign(
-    graph: Graph,
-    candidates: Mapping[Node, Sequence[Candidate]],
-    costs: OperatorCosts,
-    memory_bytes: float = math.inf,
-) -> Assignment:
-    """The least total time, with packed weights and the largest workspace within `memory_bytes`.
-
-    Under a bound the time is minimised plus a price on each byte, found by bisection (Lagrangian relaxation); the
-    result obeys the bound, and `gap_ms` is what it may lie above the optimum. Raises `ValueError` when nothing fits.
-    """
-
-    def at(price: float) -> Assignment:
-        # Each workspace is priced as if it were held for itself, though one serves all.
-        return priced(lambda c: price * (c.packed_bytes + c.workspace_bytes)).solved()
-
-    def priced(price: Price) -> Instance:
-        return Instance.of(graph, candidates, costs, price)
-
-    best = at(0.0)
-    if _memory(best) <= memory_bytes:
-        return best
-    low, high = 0.0, 1e-9
-    while _memory(feasible := at(high)) > memory_bytes:
-        low, high = high, 10 * high
-        if high > 1e6:
-            raise ValueError(
-                f"memory_mb is {memory_bytes / 2**20:.4g}, but the least that this model's primitives need is "
-                f"{_memory(feasible) / 2**20:.4g}"
-            )
-    for _ in range(12):
-        middle = math.sqrt(max(low, high * 1e-3) * high)
-        trial = at(middle)
-        if _memory(trial) <= memory_bytes:
-            high, feasible = middle, min(trial, feasible, key=lambda a: a.total_ms)
-        else:
-            low = middle
-    # Whatever obeys the bound packs at most so many bytes: a price on these alone bounds its time from below.
-    relaxed = priced(lambda c: high * c.packed_bytes)
-    least_ms = solve(relaxed.nodes, relaxed.edges).lower_bound - high * memory_bytes
-    gap_ms = feasible.total_ms - max(least_ms, best.total_ms - best.gap_ms)
-    return replace(feasible, gap_ms=gap_ms if gap_ms > _ROUNDING * feasible.total_ms else 0.0)
+def assign(graph: Graph, candidates: Mapping[Node, Sequence[Candidate]], costs: OperatorCosts) -> Assignment:
+    """The least total time."""
+    return Instance.of(graph, candidates, costs).solved()
 
 
 def transforms_ms(graph: Graph, chosen: Mapping[Node, Option], costs: OperatorCosts) -> float:
@@ -130,11 +88,6 @@ def transforms_ms(graph: Graph, chosen: Mapping[Node, Option], costs: OperatorCo
 def _placed(graph: Graph) -> list[Node]:
     """The values that lie in one layout or the other."""
     return [n for n in graph.nodes if is_activation(n.meta.get("val")) and not in_both(n.meta["val"])]
-
-
-def _memory(assignment: Assignment) -> int:
-    used = [option.candidate for option in assignment.chosen.values() if option.candidate]
-    return sum(c.packed_bytes for c in used) + max((c.workspace_bytes for c in used), default=0)
 
 
 @dataclass(frozen=True)
