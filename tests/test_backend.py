@@ -304,7 +304,10 @@ def test_memory_is_bounded_or_refused() -> None:
     assert plan.packed_bytes + plan.workspace_bytes <= bound * 2**20
     assert plan.total_predicted_ms >= free.total_predicted_ms
     assert plan.packed_bytes == sum(layer.packed_bytes for layer in plan.layers) > 0
-    assert f"together at most {bound:g}" in str(convselect.explain(fast, x))
+    text = str(convselect.explain(fast, x))
+    assert f"together at most {bound:g}" in text
+    assert plan.total_predicted_ms - plan.gap_ms >= free.total_predicted_ms - 1e-9
+    assert ("above the least possible" in text) == (plan.gap_ms > 0)
     with torch.inference_mode(), pytest.raises(Exception, match=r"memory_mb is 0\.001"):
         compiled(model, memory_mb=0.001)(x)
 
