@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convselect
+from convselect.graph import slices
 from convselect.graph.arena import Buffer, place
 from convselect.graph.program import Segment
 from convselect.runtime import run_graphs
@@ -115,6 +116,68 @@ def test_as_the_model(name: str) -> None:
     model, fast = compiled(name)
     for x in (X, X[:1].clone(), torch.cat([X, X, X[:1]]), X.contiguous(memory_format=torch.channels_last), X):
         close(fast(x), model(x))
+
+
+def segments(fast: Callable[..., object], x: torch.Tensor) -> list[Segment]:
+    graphs = [run.graph for run in run_graphs(fast, [x])]
+    return [n.target for graph in graphs for n in graph.module.graph.nodes if isinstance(n.target, Segment)]
+
+
+def steps(fast: Callable[..., object], x: torch.Tensor) -> int:
+    return sum(len(program.layers) for s in segments(fast, x) for program in s._programs[1].values())
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@torch.inference_mode()
+def test_slices_give_the_same_bits(
+    name: str, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
+) -> None:
+    """Of one and of several images, also where they do not divide the batch, whatever the arena held before."""
+    _, fast = compiled(name)
+    x = torch.randn(5, *X.shape[1:])
+    x[3, 1, 2, 3] = torch.nan
+    for threads in (1, 2):  # each has a plan of its own
+        set_threads(threads)
+        monkeypatch.setattr(slices, "CACHE", 1 << 30)
+        want = fast(x)
+        counts = {steps(fast, x)}
+        for cache in (0, 20_000 // threads, 40_000 // threads):
+            monkeypatch.setattr(slices, "CACHE", cache)
+            for segment in segments(fast, x):
+                segment._programs[1].clear()
+                for arena in segment._arenas:
+                    arena.fill_(torch.nan)
+            torch.testing.assert_close(fast(x), want, rtol=0, atol=0, equal_nan=True)
+            counts.add(steps(fast, x))
+        outweighed = name == "hidden layer" or name.startswith("one pixel")  # by the weights, with some primitives
+        assert len(counts) > 1 or outweighed
+
+
+@torch.inference_mode()
+def test_slices_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the head makes for itself is there once, not once for each image."""
+    monkeypatch.setattr(slices, "CACHE", 0)
+    _, fast = compiled("classifier")
+    floats = []
+    for mb in (2, 8):
+        (segment,) = segments(fast, torch.randn(mb, *X.shape[1:]))
+        floats.append(max(program.arena_floats for program in segment._programs[1].values()))
+    assert floats[1] < 2 * floats[0]
+
+
+@torch.inference_mode()
+def test_the_time_of_a_layer_is_that_of_its_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "CACHE", 0)
+    _, fast = compiled("chain")
+    x = torch.randn(6, *X.shape[1:])
+    (segment,) = segments(fast, x)
+    (run,) = run_graphs(fast, [x])
+    packed = run.graph._constants.current(run.statics)
+    program = segment.program(packed, run.rest)
+    assert len(program.layers) > 6
+    monkeypatch.setattr(Segment, "_run", lambda self, program, inputs, nanoseconds: [nanoseconds.fill_(10**6)])
+    _, times = segment.timed(packed, *run.rest)
+    assert times == {layer: pytest.approx(program.layers.count(layer)) for layer in set(program.layers) if layer}
 
 
 @pytest.mark.parametrize("name", ["dense block", "cat of a cat", "squeeze and excite", "classifier"])

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from convselect.graph.arena import Buffer
+from convselect.graph.slices import head_of
 from convselect.graph.steps import (
     Address,
     Steps,
@@ -61,8 +62,11 @@ class Segment:
         program = self.program(packed, inputs)
         nanoseconds = torch.zeros(len(program.layers), dtype=torch.int64)
         results = self._run(program, inputs, nanoseconds)
-        times = zip(program.layers, nanoseconds.tolist(), strict=True)
-        return results, {layer: 1e-6 * time for layer, time in times if layer is not None}
+        times: dict[str, float] = {}
+        for layer, time in zip(program.layers, nanoseconds.tolist(), strict=True):
+            if layer is not None:
+                times[layer] = times.get(layer, 0.0) + 1e-6 * time
+        return results, times
 
     def program(self, packed: tuple[torch.Tensor, ...], inputs: Sequence[torch.Tensor]) -> Program:
         constants, programs = self._programs
@@ -96,9 +100,20 @@ class Segment:
         values, buffers = place_values(self, sizes)
         steps = Steps(sizes, dict(zip(self._constants, packed, strict=True)), torch.get_num_threads(), values)
         layers: list[str | None] = []
-        for node in self.nodes:
-            steps.emit(node)
-            layers += [node.meta.get("layer")] * (len(steps.records) - len(layers))
+
+        def emit(begin: int, end: int) -> None:
+            for position in range(begin, end):
+                steps.emit(self.nodes[position], position)
+                layers.extend([self.nodes[position].meta.get("layer")] * (len(steps.records) - len(layers)))
+
+        head = head_of(self.nodes, sizes, steps.constants, steps.threads)
+        inside = head.place(buffers)
+        for first, images in head:
+            steps.sizes = lambda node, images=images: (images, *sizes(node)[1:])
+            steps.values = head.values(values, inside, first)
+            emit(0, head.count)
+        steps.sizes, steps.values = sizes, values
+        emit(head.count, len(self.nodes))
         words, arena = steps.words(buffers)
         header = [steps.threads, arena, len(inputs), len(self.outputs), len(steps.records)]
         for node in (*self.inputs, *self.outputs):

@@ -127,22 +127,26 @@ class Value:
 Word = int | float | Address | None
 
 
+Sizes = Callable[[Node], tuple[int, ...]]
+
+
 @dataclass
 class Steps:
     """The steps of a program under construction. `sizes` gives a node's sizes, `values` where it lies."""
 
-    sizes: Callable[[Node], tuple[int, ...]]
+    sizes: Sizes
     constants: Mapping[Node, torch.Tensor]
     threads: int
     values: Mapping[Node, Value]
     records: list[list[Word]] = field(default_factory=list)
-    workspaces: list[Buffer] = field(default_factory=list)
-    position: int = -1
-    """Of the node whose steps came last: the time that buffers live by."""
+    workspaces: dict[int, Buffer] = field(default_factory=dict)
+    """By position: a node that runs on slices of the batch has one for all of them."""
+    position: int = 0
+    """Of the node at hand: the time that buffers live by."""
 
-    def emit(self, node: Node) -> None:
-        """Appends the steps of the next `node`."""
-        self.position += 1
+    def emit(self, node: Node, position: int) -> None:
+        """Appends the steps of `node`, the one at `position`."""
+        self.position = position
         target, sizes = node.target, self.sizes(node)
         if 0 in sizes or is_view(node):
             return
@@ -182,8 +186,8 @@ class Steps:
         problem = call.problem.with_batch(mb)
         assert isinstance(call.primitive, KernelPrimitive)
         floats = call.primitive.workspace_bytes(problem, self.threads) // 4
-        workspace = Buffer(floats, self.position, self.position)
-        self.workspaces.append(workspace)
+        workspace = self.workspaces.setdefault(self.position, Buffer(floats, self.position, self.position))
+        workspace.floats = max(workspace.floats, floats)
         value = self.values[node]
         self._add(
             "conv", call.primitive.kernel, mb, ic, ih, iw, *problem.geometry, self.values[src].address,
@@ -248,7 +252,7 @@ class Steps:
 
     def words(self, buffers: Sequence[Buffer]) -> tuple[list[int], int]:
         """All records as 64-bit words, and the arena's floats; places the `buffers` that are in the arena."""
-        arena = place([b for b in (*buffers, *self.workspaces) if b.base == 1])
+        arena = place([b for b in (*buffers, *self.workspaces.values()) if b.base == 1])
         return [_word(word) for record in self.records for word in record], arena
 
 
