@@ -30,17 +30,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_nothing_beats_the_oracle(cache: Path) -> None:
+def test_nothing_beats_the_oracle(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the table that judges, where every pass finds the same times; here they have nothing to do with the true."""
+    monkeypatch.setattr(
+        "convselect.bench.oracle.measured_ms",
+        lambda able, timer: {p: {q.name: 1.0 + 1 / (1 + len(q.name)) for q in of} for p, of in able.items()},
+    )
     told: list[str] = []
     model, x = chain().eval(), torch.randn(1, 8, 24, 24)
     verdict = judge("chain", model, x, Options(budget_s=0.2), CostModel.load(), told.append)
     assert (verdict.convolutions, verdict.distinct) == (3, 2)
     assert verdict.timings > 2
     assert tuple(verdict.ms) == tuple(verdict.seconds) == WAYS
-    assert 0 < verdict.ms["oracle"] <= min(verdict.ms.values()) + 1e-12
+    assert 0 < verdict.ms["oracle"] <= min(verdict.ms[way] for way in WAYS if way != "oracle")
     assert verdict.ratio("oracle") == 1.0
     assert verdict.seconds["calibrated"] <= verdict.seconds["verified"]
-    assert told[-1] == "timing every candidate"
+    assert told[-1] == "judging"
     assert store.directory() == cache
     assert not cache.exists()  # the user's calibrations are neither read nor changed
 

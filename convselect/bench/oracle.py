@@ -1,10 +1,11 @@
 """How near selection comes to timing everything: a network's plans, judged by one table of measured times.
 
 Every candidate of every distinct convolution is timed, interleaved and with cold weights as in a profile, and so is
-every layout transform that the network could need. The oracle's plan is the best by this table. The others are made
-from the cost model alone, after a first run's calibration, and with their close calls verified; each is then worth what
-its primitives and its transforms take by the same table, so that noise does not decide between them. Operators between
-the convolutions are assigned by the cost model, and not part of the sums.
+every layout transform that the network could need. The oracle's plan is the best by such a table. The others are made
+from the cost model alone, after a first run's calibration, and with their close calls verified. Each plan, the oracle's
+too, is then worth what its primitives and its transforms take by a second table, of the medians of several passes, so
+that noise neither decides between them nor favours the oracle. Operators between the convolutions are assigned by the
+cost model, and not part of the sums.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from convselect import calibration, machine
-from convselect.backend import Prepared, captured
+from convselect.backend import captured
 from convselect.costs import CostModel, Costs
 from convselect.graph.assign import Assignment, OperatorCosts, assign, transforms_ms
 from convselect.graph.capture import nbytes, size_hint
@@ -34,6 +36,8 @@ from convselect.timing import PrimitiveTimer
 
 WAYS = ("model", "calibrated", "verified", "oracle")
 """The cost model as it is; after calibration; that, with its close calls timed; and all timed."""
+PASSES = 3
+"""Over all candidates, for the table that judges."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,69 @@ class Verdict:
         return asdict(self) | {"ratio": {way: self.ratio(way) for way in self.ms}}
 
 
+class Judge:
+    """One network, its candidates, and what they take.
+
+    Args:
+        options: the accuracy, and the budget of the calibration and again of the verification.
+    """
+
+    def __init__(self, model: nn.Module, x: torch.Tensor, options: Options, cost_model: CostModel) -> None:
+        torch._dynamo.reset()
+        self.options, self.cost_model, self.machine = options, cost_model, machine.cpu()
+        self.timer = PrimitiveTimer(self.machine)
+        self._graphs = captured(model, x)
+        self.problems = [spec.problem for g in self._graphs for spec in g.convs.values()]
+        self.able: Able = {p: candidates(p, self.machine, options.accuracy)[0] for p in self.problems}
+
+    def plan(self, costs: Costs, times: Times) -> list[Assignment]:
+        """The best by `times`, of each of the network's graphs; operators and transforms as `costs` say."""
+        found, operators = with_times(self.able, times, self.machine), OperatorCosts(costs.operator_ms)
+        by_node = [{node: found[spec.problem] for node, spec in g.convs.items()} for g in self._graphs]
+        return [assign(g.graph, some, operators) for g, some in zip(self._graphs, by_node, strict=True)]
+
+    def calibrated(self) -> Costs:
+        """As on a first run of this network; what is timed is not kept."""
+        with _no_calibrations():
+            samples = calibration.calibrate(
+                self.options.budget_s, problems=self.problems, able=self.able, model=self.cost_model, progress=False
+            )  # fmt: skip
+        return Costs(self.cost_model, samples, self.machine)
+
+    def measure(self, costs: Costs) -> None:
+        """Fills the table by which `ms` judges."""
+        passes = [measured_ms(self.able, self.timer) for _ in range(PASSES)]
+        self._table = {
+            problem: {name: median(times[problem][name] for times in passes) for name in passes[0][problem]}
+            for problem in self.able
+        }
+        self._transforms = self._timed_transforms(costs)
+
+    def ms(self, plans: Sequence[Assignment]) -> float:
+        """Convolutions and layout transforms by the measured table."""
+        total = 0.0
+        for g, assignment in zip(self._graphs, plans, strict=True):
+            total += transforms_ms(g.graph, assignment.chosen, self._transforms)
+            for node, spec in g.convs.items():
+                candidate = assignment.chosen[node].candidate
+                assert candidate is not None
+                total += self._table[spec.problem][candidate.primitive.name]
+        return total
+
+    def _timed_transforms(self, costs: Costs) -> OperatorCosts:
+        """`costs`, but measured for the transforms of the graphs' values."""
+        values = [node for g in self._graphs for node in g.graph.nodes if is_activation(node.meta.get("val"))]
+        by_bytes = {nbytes(v): tuple(size_hint(size) for size in v.meta["val"].shape) for v in values}
+        timed = time_transforms([(n, c, h, w) for n, c, h, w in by_bytes.values()])
+        measured = {(row.key, row.nbytes): row.ms for row in timed}
+
+        def operator_ms(key: str, size: int) -> float:
+            ms = measured.get((key, size))
+            return costs.operator_ms(key, size) if ms is None else ms
+
+        return OperatorCosts(operator_ms)
+
+
 def judge(
     name: str,
     model: nn.Module,
@@ -66,74 +133,37 @@ def judge(
     cost_model: CostModel,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Verdict:
-    """`options`: the accuracy, and the budget of the calibration and again of the verification."""
     progress("capturing")
-    torch._dynamo.reset()
-    graphs = captured(model, x)
-    here = machine.cpu()
-    timer = PrimitiveTimer(here)
-    problems = [spec.problem for g in graphs for spec in g.convs.values()]
-    able: Able = {problem: candidates(problem, here, options.accuracy)[0] for problem in problems}
+    network = Judge(model, x, options, cost_model)
     plans: dict[str, list[Assignment]] = {}
     seconds: dict[str, float] = {}
 
-    def plan(way: str, start: float, operators: OperatorCosts, times: Times) -> None:
-        found = with_times(able, times, here)
-        by_node = [{node: found[spec.problem] for node, spec in g.convs.items()} for g in graphs]
-        plans[way] = [assign(g.graph, some, operators) for g, some in zip(graphs, by_node, strict=True)]
+    def plan(way: str, start: float, costs: Costs, times: Times) -> None:
+        plans[way] = network.plan(costs, times)
         seconds[way] = time.perf_counter() - start
 
     start = time.perf_counter()
-    costs = Costs(cost_model, None, here)
-    plan("model", start, OperatorCosts(costs.operator_ms), predict(costs, able)[0])
+    costs = Costs(cost_model, None, network.machine)
+    plan("model", start, costs, predict(costs, network.able)[0])
 
     progress("calibrating")
     start = time.perf_counter()
-    with _no_calibrations():
-        samples = calibration.calibrate(
-            options.budget_s, problems=problems, able=able, model=cost_model, progress=False
-        )  # fmt: skip
-    costs = Costs(cost_model, samples, here)
-    operators, times = OperatorCosts(costs.operator_ms), predict(costs, able)[0]
-    plan("calibrated", start, operators, times)
+    costs = network.calibrated()
+    times = predict(costs, network.able)[0]
+    plan("calibrated", start, costs, times)
 
     progress("verifying")
-    plan("verified", start, operators, verified_ms(times, able, options, timer))
+    plan("verified", start, costs, verified_ms(times, network.able, options, network.timer))
 
     progress("timing every candidate")
     start = time.perf_counter()
-    table = measured_ms(able, timer)
-    transforms = _timed_transforms(graphs, costs)
-    plan("oracle", start, transforms, table)
+    plan("oracle", start, costs, measured_ms(network.able, network.timer))
 
-    ms = {
-        way: sum(_ms(g, assignment, table, transforms) for g, assignment in zip(graphs, plans[way], strict=True))
-        for way in WAYS
-    }
-    return Verdict(name, len(problems), len(able), sum(map(len, able.values())), ms, seconds)
-
-
-def _ms(prepared: Prepared, assignment: Assignment, table: Times, transforms: OperatorCosts) -> float:
-    total = transforms_ms(prepared.graph, assignment.chosen, transforms)
-    for node, spec in prepared.convs.items():
-        candidate = assignment.chosen[node].candidate
-        assert candidate is not None
-        total += table[spec.problem][candidate.primitive.name]
-    return total
-
-
-def _timed_transforms(graphs: Sequence[Prepared], costs: Costs) -> OperatorCosts:
-    """`costs`, but measured for the transforms of the graphs' values."""
-    values = [node for g in graphs for node in g.graph.nodes if is_activation(node.meta.get("val"))]
-    by_bytes = {nbytes(v): tuple(size_hint(size) for size in v.meta["val"].shape) for v in values}
-    timed = time_transforms([(n, c, h, w) for n, c, h, w in by_bytes.values()])
-    measured = {(row.key, row.nbytes): row.ms for row in timed}
-
-    def operator_ms(key: str, size: int) -> float:
-        ms = measured.get((key, size))
-        return costs.operator_ms(key, size) if ms is None else ms
-
-    return OperatorCosts(operator_ms)
+    progress("judging")
+    network.measure(costs)
+    ms = {way: network.ms(plans[way]) for way in WAYS}
+    timings = sum(map(len, network.able.values()))
+    return Verdict(name, len(network.problems), len(network.able), timings, ms, seconds)
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""How near selection comes to timing everything, on the machines that this one can be: `convselect bench --oracle`.
+
+    python benchmarks/oracle.py [NETWORK...] [--isas avx512,avx2] [--threads 1,2]
+
+A machine is an instruction set, which also caps oneDNN and ATen, and a number of threads. Each network is judged with a
+cost model trained on benchmarks/profiles without its convolutions: no row with the channels and the height of one of
+them. Writes oracle/ISA_THREADS_NETWORK.json and, from all of these, ORACLE.md. What has its JSON is kept, so that a run
+which was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch._subclasses import FakeTensorMode
+
+from convselect.backend import captured
+from convselect.bench.networks import DEFAULT, load
+from convselect.bench.report import geomean
+from convselect.costs.train import train
+from convselect.profiling import operators_path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "oracle"
+MODELS = HERE.parent / "build" / "oracle"
+CAPS: Mapping[str, Mapping[str, str]] = {
+    "avx512": {},
+    "avx2": {"CONVSELECT_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+}
+WAYS = {"model": "model alone", "calibrated": "calibrated", "verified": "and verified"}
+
+
+def profile(isa: str) -> Path:
+    return HERE / "profiles" / f"epyc_{isa}.parquet"
+
+
+def trained_without(network: str, isa: str) -> Path:
+    """The weights of a cost model that has not seen the network."""
+    out = MODELS / f"{isa}_{network}.safetensors"
+    if not out.exists() or out.stat().st_mtime < profile(isa).stat().st_mtime:
+        torch._dynamo.reset()
+        with FakeTensorMode():
+            model, x = load(network)
+            problems = [spec.problem for graph in captured(model, x) for spec in graph.convs.values()]
+        groups = {(p.ic, p.oc, p.ih) for p in problems}
+        table = pq.read_table(profile(isa))
+        rows = zip(*(table[name].to_pylist() for name in ("ic", "oc", "ih")), strict=True)
+        table = table.filter(pa.array([row not in groups for row in rows]))
+        train([table], operators=[operators_path(profile(isa))], out=out, holdout=0.1, refit=True)
+    return out
+
+
+def judge(network: str, isa: str, threads: int) -> None:
+    path = RESULTS / f"{isa}_{threads}_{network}.json"
+    if path.exists():
+        return
+    weights = trained_without(network, isa)
+    command = [sys.executable, "-c", "from convselect.cli import main; main()", "bench", network, "--oracle"]
+    command += ["--threads", str(threads), "--weights", str(weights), "--json", str(path)]
+    subprocess.run(command, check=True, env=os.environ | CAPS[isa])
+
+
+def page(records: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each machine, and the geometric means of all."""
+    machines: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        machines.setdefault(record["machine"], []).append(record)
+    first = records[0]
+    lines = [
+        "# Selection against timing everything",
+        "",
+        f"- command: `python benchmarks/oracle.py`; budget {first['budget_s']:g} s for calibration, and again for "
+        "verification; batch 1",
+        f"- dates: {min(r['date'] for r in records)} to {max(r['date'] for r in records)}",
+        "- the cost model of each row was trained without the network's convolutions",
+        "",
+        "Time of the plan's convolutions and layout transforms over that of the best plan, both by one table of "
+        "measured times (`convselect bench --oracle`); then the seconds that each way took to choose.",
+        "",
+    ]
+    for name, of in sorted(machines.items()):
+        lines += [
+            f"## {name}",
+            "",
+            f"| network | timings | oracle, ms | {' | '.join(WAYS.values())} "
+            "| prediction, ms | calibration, s | and verification, s | timing everything, s |",
+            "| --- |" + " ---: |" * (len(WAYS) + 6),
+        ]
+        verdicts = [verdict for record in of for verdict in record["networks"]]
+        for v in verdicts:
+            ratios = " | ".join(f"{v['ratio'][way]:.3f}" for way in WAYS)
+            s = v["seconds"]
+            lines.append(
+                f"| {v['network']} | {v['timings']} | {v['ms']['oracle']:.2f} | {ratios} | {1e3 * s['model']:.0f} "
+                f"| {s['calibrated']:.1f} | {s['verified']:.1f} | {s['oracle']:.0f} |"
+            )
+        means = " | ".join(f"{geomean([v['ratio'][way] for v in verdicts]):.3f}" for way in WAYS)
+        spent = f"{sum(v['seconds']['oracle'] for v in verdicts):.0f}"
+        lines += [f"| geometric mean | | | {means} | | | | {spent} in all |", ""]
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__)
+@click.argument("networks", nargs=-1)
+@click.option("--isas", default="avx512,avx2", show_default=True)
+@click.option("--threads", default="1,2", show_default=True)
+def main(networks: tuple[str, ...], isas: str, threads: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    for isa in isas.split(","):
+        for network in networks or DEFAULT:
+            for count in threads.split(","):
+                judge(network, isa, int(count))
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    (HERE / "ORACLE.md").write_text(page(records))
+
+
+if __name__ == "__main__":
+    main()
