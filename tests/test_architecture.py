@@ -19,7 +19,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"primitive", "explanation"}),
     frozenset({"timing", "pooling", "options"}),
     frozenset({"primitives", "costs", "selection"}),
-    frozenset({"graph", "operator_timing"}),
+    frozenset({"graph", "operator_timing", "study"}),
     frozenset({"profiling", "calibration", "runtime"}),
     frozenset({"planning"}),
     frozenset({"backend"}),

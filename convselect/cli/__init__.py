@@ -10,6 +10,7 @@ from convselect.cli.demo import demo
 from convselect.cli.doctor import doctor
 from convselect.cli.model import calibrate, profile, train
 from convselect.cli.show import explain, primitives
+from convselect.cli.study import transfer_eval
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,5 +19,5 @@ def main() -> None:
     """Run a trained CNN with the convolution routines and data layouts that a cost model picks for this machine."""
 
 
-for command in (demo, bench, explain, calibrate, profile, train, primitives, cache, doctor):
+for command in (demo, bench, explain, calibrate, profile, train, transfer_eval, primitives, cache, doctor):
     main.add_command(command)

@@ -18,12 +18,17 @@ from convselect.costs.operators import OperatorModel
 from convselect.problem import ConvProblem
 
 SHIPPED = Path(__file__).parent / "weights" / "cpu.safetensors"
-SCHEMA = 1
+SCHEMA = 2
 
 FAMILY_STD = 0.6
 """Log deviation added for a primitive that is predicted by its family; twice as much for one of an unknown family."""
 OUTSIDE_STD = 0.25
 """Added log deviation for each standard deviation that a feature lies outside of what a primitive was trained on."""
+
+_VIEW = (
+    "mb", "g", "ic", "oc", "oh", "kh", "kw", "sh",
+    "flops", "src", "dst", "weight", "patches", "rows", "depth", "threads",
+)  # fmt: skip
 
 Array = npt.NDArray[np.float64]
 Candidate = tuple[str, str]
@@ -54,6 +59,9 @@ class Statistics:
     domain_low: npt.NDArray[np.float32]
     """[P, F], normalised features."""
     domain_high: npt.NDArray[np.float32]
+    profile: npt.NDArray[np.float32]
+    """[P, K]. Primitives whose times go up and down with the same problems have profiles close to each other, 1 being
+    far enough to share little."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,24 @@ class CostModel:
         weight, bias = self.layers[-1]
         residuals: npt.NDArray[np.float32] = (np.matmul(h, weight) + bias) * s.scale + s.mean
         return residuals.clip(s.low - 1, s.high + 1)
+
+    def view(self, problems: Sequence[ConvProblem], threads: npt.NDArray[np.int64] | int) -> Array:
+        """What a deviation from the model may depend on: normalised features `_VIEW`, f64 [n, len(_VIEW)].
+
+        Kept near the training data, as a slope reaches far.
+        """
+        s = self.statistics
+        x = (describe(problems, threads)[0] - s.feature_mean) / s.feature_std
+        x = np.clip(x, s.domain_low.min(axis=0) - 1, s.domain_high.max(axis=0) + 1)
+        result: Array = x[:, [FEATURES.index(f"log_{name}") for name in _VIEW]].astype(np.float64)
+        return result
+
+    def profile(self, primitive: str, family: str) -> npt.NDArray[np.float32] | None:
+        """Of `statistics.profile`, or its family's mean; None of a family that the model does not know."""
+        members = [i for i, name in enumerate(self.primitives) if name == primitive] or [
+            i for i, name in enumerate(self.families) if name == family
+        ]
+        return self.statistics.profile[members].mean(axis=0) if members else None
 
     def prior_std(self, primitive: str, family: str) -> float:
         """Log deviation for want of training data: 0 for a primitive of the model, more for a family's prior."""

@@ -27,6 +27,11 @@ Array = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 
 
+_PROFILE_ROWS, _PROFILE_PARTS = 1000, 16
+_PROFILE_UNIT = 0.55
+"""Part of the median distance of two primitives at which they share little."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Of the networks and their training."""
@@ -57,10 +62,26 @@ def _statistics(profile: Profile, x: F32, target: Array) -> Statistics:
         mean, std, per["mean"].astype(np.float32), np.maximum(per["std"], 0.05).astype(np.float32),
         per["min"].astype(np.float32), per["max"].astype(np.float32),
         np.full(len(profile.primitives), 0.1, np.float32), low, high,
+        np.zeros((len(profile.primitives), 1), np.float32),
     )  # fmt: skip
 
 
-def _initial(sizes: Sequence[int], networks: int, generator: torch.Generator) -> list[torch.Tensor]:
+def _profiles(model: CostModel, profile: Profile) -> F32:
+    """`Statistics.profile`: the principal parts of what the model predicts for the rows, so that the distance of two
+    primitives is that of their log times over the rows, each centred, in units of most pairs' distance.
+    """
+    some = profile.take(np.random.default_rng(0).permutation(len(profile))[:_PROFILE_ROWS])
+    logs = np.log(predict_rows(model, some)[0])
+    logs -= logs.mean(axis=0)
+    parts, sizes, _ = np.linalg.svd(logs.T / len(some) ** 0.5, full_matrices=False)
+    points = (parts * sizes)[:, :_PROFILE_PARTS]
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)[np.triu_indices(len(points), 1)]
+    unit = np.median(distances) * _PROFILE_UNIT if distances.size else 1.0
+    result: F32 = (points / max(unit, 1e-6)).astype(np.float32)
+    return result
+
+
+def initial(sizes: Sequence[int], networks: int, generator: torch.Generator) -> list[torch.Tensor]:
     """He-initialised weights f32 [E, in, out] and biases [E, 1, out], in turn; the last layer starts small."""
     parameters = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
@@ -70,7 +91,7 @@ def _initial(sizes: Sequence[int], networks: int, generator: torch.Generator) ->
     return parameters
 
 
-def _forward(parameters: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def forward(parameters: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """x [E, n, F] -> [E, n, P]."""
     for i in range(0, len(parameters), 2):
         x = torch.baddbmm(parameters[i + 1], x, parameters[i])
@@ -85,7 +106,7 @@ def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Matrices this small gain nothing from a second thread, and on a busy machine wait for it: 5 s became 180 s."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -95,7 +116,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()
+@one_thread()
 def fit(
     profile: Profile, *, settings: Settings = Settings(), seed: int = 0, progress: Progress | None = None,
     label: str = "training",
@@ -119,7 +140,7 @@ def fit(
     held = torch.stack([torch.from_numpy(profile.held_out(settings.validation, seed + 101 * i)) for i in range(e)])
     pools = [torch.nonzero(~row).flatten() for row in held]
     generator = torch.Generator().manual_seed(seed)
-    parameters = _initial((z.shape[1], *settings.hidden, y.shape[1]), e, generator)
+    parameters = initial((z.shape[1], *settings.hidden, y.shape[1]), e, generator)
     best = [p.detach().clone() for p in parameters]
     least, stale = torch.full((e,), torch.inf), torch.zeros(e)
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -130,7 +151,7 @@ def fit(
     task = None if progress is None else progress.add_task(label, total=settings.steps)
     for step in range(1, settings.steps + 1):
         index = torch.stack([pool[torch.randint(len(pool), (settings.batch,), generator=generator)] for pool in pools])
-        error = (_forward(parameters, z[index]) - y[index]) * scale
+        error = (forward(parameters, z[index]) - y[index]) * scale
         loss = _masked(torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.02),
                        known[index]).sum()  # fmt: skip
         optimiser.zero_grad(set_to_none=True)
@@ -142,7 +163,7 @@ def fit(
             progress.advance(task)
         if step % every == 0:
             with torch.no_grad():
-                error = (_forward(parameters, z.expand(e, *z.shape)) - y) * scale
+                error = (forward(parameters, z.expand(e, *z.shape)) - y) * scale
                 valid = _masked(error.abs(), held[:, :, None] & known)
             better = valid < least
             least, stale = torch.where(better, valid, least), torch.where(better, 0, stale + 1)
@@ -153,7 +174,8 @@ def fit(
     if progress is not None and task is not None:
         progress.update(task, completed=settings.steps)
     layers = tuple((w.numpy(), b.numpy()) for w, b in zip(best[0::2], best[1::2], strict=True))
-    return CostModel(profile.primitives, profile.families, layers, statistics, OperatorModel())
+    model = CostModel(profile.primitives, profile.families, layers, statistics, OperatorModel())
+    return replace(model, statistics=replace(statistics, profile=_profiles(model, profile)))
 
 
 def predict_rows(model: CostModel, profile: Profile) -> tuple[Array, Array]:
@@ -210,6 +232,25 @@ def _evaluate(model: CostModel, held: Profile) -> tuple[CostModel, dict[str, Any
     }  # fmt: skip
 
 
+def learn(
+    profile: Profile, *, holdout: float = 0.2, refit: bool = True, seed: int = 0, settings: Settings = Settings(),
+    progress: Progress | None = None,
+) -> tuple[CostModel, dict[str, Any]]:  # fmt: skip
+    """A model whose deviations were measured on held-out rows, and its errors there. The arguments are `train`'s."""
+    held = profile.held_out(holdout, seed)
+    model = fit(profile.take(~held), settings=settings, seed=seed, progress=progress)
+    errors: dict[str, Any] = {}
+    if held.any():
+        model, errors = _evaluate(model, profile.take(held))
+    if refit and held.any():
+        measured = dict(zip(model.primitives, model.statistics.std, strict=True))
+        model = fit(profile, settings=settings, seed=seed, progress=progress, label="training on all rows")
+        worst = max(measured.values())
+        std = np.array([measured.get(name, worst) for name in model.primitives], np.float32)
+        model = replace(model, statistics=replace(model.statistics, std=std))
+    return model, errors
+
+
 def train(
     tables: Sequence[Path | str | pa.Table],
     *,
@@ -239,18 +280,8 @@ def train(
     start = time.perf_counter()
     profile = read(tables, families)
     lines = OperatorModel.fit(read_operators(operators))
-    held = profile.held_out(holdout, seed)
     with Progress(disable=not progress, transient=True) as bar:
-        model = fit(profile.take(~held), settings=settings, seed=seed, progress=bar)
-        errors: dict[str, Any] = {}
-        if held.any():
-            model, errors = _evaluate(model, profile.take(held))
-        if refit and held.any():
-            measured = dict(zip(model.primitives, model.statistics.std, strict=True))
-            model = fit(profile, settings=settings, seed=seed, progress=bar, label="training on all rows")
-            worst = max(measured.values())
-            std = np.array([measured.get(name, worst) for name in model.primitives], np.float32)
-            model = replace(model, statistics=replace(model.statistics, std=std))
+        model, errors = learn(profile, holdout=holdout, refit=refit, seed=seed, settings=settings, progress=bar)
     info = {
         "machines": sorted({name for name in profile.machines if name} | ({machine} if machine else set())),
         "date": datetime.now(timezone.utc).date().isoformat(),
