@@ -13,6 +13,7 @@ rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ _TYPICAL = np.log([1.0, 0.15, 0.1, 0.08, 0.08, 0.08, 0.1, 0.25, 0.1, 1.4, 0.03, 
 """Log of offsets, slopes and waves of the levels, length, common and noise, where the hyperprior is centred."""
 _TOLERANCE = np.array([1.0] * 3 + [0.7] * 6 + [0.5, 0.7, 0.7])
 """Standard deviations of the hyperprior."""
-_ROWS, _STEPS, _RATE = 320, 10, 0.25
+_ROWS, _STEPS, _RATE = 192, 8, 0.3
 """Of the search for hyperparameters: rows seen, gradient steps, length of a step."""
 _STUDENT, _ROUNDS = 4.0, 3
 """Degrees of freedom of the noise: a descheduled thread must not move the rest; rounds of weighing the rows."""
@@ -84,9 +85,9 @@ class Process:
     trust: float = 1.0
     theta: Array = field(init=False)
     """Log of the hyperparameters, in the order of `_TYPICAL`."""
-    _alpha: Array = field(init=False)
+    _alpha: npt.NDArray[Any] = field(init=False)
     _seen: Index = field(init=False)
-    _inverse: Array = field(init=False)
+    _inverse: npt.NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         centre = _TYPICAL.copy()
@@ -96,7 +97,7 @@ class Process:
         rows = self.rows
         share = self._kernel(rows, self.theta)
         noise = np.exp(2 * self.theta[_NOISE]) * rows.std**2
-        weighed = noise
+        weighed: Array = noise
         for _ in range(_ROUNDS):
             self._alpha = np.linalg.solve(share + np.diag(weighed), rows.y)
             rest = (weighed * self._alpha) ** 2 / noise

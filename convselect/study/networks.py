@@ -26,7 +26,8 @@ _RIDGE = 1e-3
 def dimensions(profile: Profile) -> Array:
     """log2 of the dimensions, paddings plus 1, and of the threads: f64 [n, 15]."""
     rows = [[getattr(p, name) + (name in ("ph", "pw")) for name in DIMENSIONS] for p in profile.problems]
-    result: Array = np.log2(np.concatenate([np.array(rows, dtype=np.float64), profile.threads[:, None]], axis=1))
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(DIMENSIONS))
+    result: Array = np.log2(np.concatenate([table, profile.threads[:, None]], axis=1))
     return result
 
 
@@ -85,7 +86,7 @@ def tune(start: Networks, profile: Profile, *, steps: int, rate: float, seed: in
     pools = torch.stack([r.repeat(-(-len(x) // len(r)))[: len(x)] if len(r) else torch.arange(len(x)) for r in rows])
     counts = torch.tensor([max(len(r), 1) for r in rows])
     generator = torch.Generator().manual_seed(seed)
-    parameters = [p.clone().requires_grad_() for p in start.parameters]
+    parameters = [p.detach().clone().requires_grad_() for p in start.parameters]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     network = torch.arange(len(pools))[:, None]
@@ -113,7 +114,7 @@ def _untrained(profile: Profile, hidden: tuple[int, ...], each: bool, seed: int)
     return Networks(scaling, initial(sizes, outputs if each else 1, generator), each)
 
 
-def nn1(profile: Profile, *, seed: int = 0, steps: int = 3000) -> Networks:
+def nn1(profile: Profile, *, seed: int = 0, steps: int = 2000) -> Networks:
     """One network for each primitive of `profile`."""
     return tune(_untrained(profile, NN1_HIDDEN, True, seed), profile, steps=steps, rate=4e-3, seed=seed)
 
