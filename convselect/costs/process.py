@@ -30,7 +30,7 @@ _TYPICAL = np.log([1.0, 0.15, 0.1, 0.08, 0.08, 0.08, 0.1, 0.25, 0.1, 1.4, 0.03, 
 """Log of offsets, slopes and waves of the levels, length, common and noise, where the hyperprior is centred."""
 _TOLERANCE = np.array([1.0] * 3 + [0.7] * 6 + [0.5, 0.7, 0.7])
 """Standard deviations of the hyperprior."""
-_ROWS, _STEPS, _RATE = 192, 8, 0.3
+_ROWS, _STEPS, _RATE = 128, 6, 0.4
 """Of the search for hyperparameters: rows seen, gradient steps, length of a step."""
 _STUDENT, _ROUNDS = 4.0, 3
 """Degrees of freedom of the noise: a descheduled thread must not move the rest; rounds of weighing the rows."""

@@ -73,17 +73,23 @@ class Adapted:
 
     def _kin(self, candidates: Sequence[Candidate]) -> Kin:
         """`candidates` and the sampled ones; one without a profile is like itself only."""
-        kin = np.zeros((2, len(candidates), len(self._sampled)))
-        profiles = [self.model.profile(*candidate) for candidate in self._sampled]
+        mine, others = self._profiles(candidates), self._profiles(self._sampled)
+        apart = (mine**2).sum(axis=1)[:, None] + (others**2).sum(axis=1) - 2 * mine @ others.T
+        where = {primitive: i for i, (primitive, _) in enumerate(self._sampled)}
+        same = np.zeros_like(apart)
+        for i, (primitive, _) in enumerate(candidates):
+            if primitive in where:
+                same[i, where[primitive]] = 1
+        return Kin(np.where(same == 1, 1.0, np.nan_to_num(np.exp(-apart.clip(min=0)))), same)
+
+    def _profiles(self, candidates: Sequence[Candidate]) -> Array:
+        """f64 [n, K]; NaN where the model has none."""
+        table = self.model.statistics.profile
+        rows = np.full((len(candidates), table.shape[1]), np.nan)
         for i, candidate in enumerate(candidates):
-            mine = self.model.profile(*candidate)
-            for j, other in enumerate(profiles):
-                same = candidate[0] == self._sampled[j][0]
-                apart = (
-                    0.0 if same else math.inf if mine is None or other is None else float(((mine - other) ** 2).sum())
-                )
-                kin[:, i, j] = math.exp(-apart), same
-        return Kin(*kin)
+            if (row := self.model.profile(*candidate)) is not None:
+                rows[i] = row
+        return rows
 
     def _predicted(self, problems: Sequence[ConvProblem], threads: npt.NDArray[np.int64]) -> tuple[Array, Array]:
         """The unadapted model's mean and deviation of log(ms) of the sampled primitives, f64 [n, C]."""

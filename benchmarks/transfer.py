@@ -1,0 +1,170 @@
+"""Transfer between machines: `convselect transfer-eval` on pairs of tables; writes transfer.md and transfer.png.
+
+    python benchmarks/transfer.py --data FOLDER     # with the published tables of FOLDER; all pairs
+    python benchmarks/transfer.py --render          # tables and plots again from results/transfer_*.json
+
+The pairs of published tables are left out where FOLDER lacks them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from convselect.study.evaluate import summary
+
+HERE = Path(__file__).parent
+OWN = HERE / "profiles" / "epyc_avx512.parquet"
+PAIRS = {
+    "paper": ("Intel to AMD, the tables of arXiv 2010.10621", "paper_intel.parquet", "paper_amd.parquet"),
+    "miopen": ("gfx900 to gfx906, MIOpen's find-db", "miopen_gfx900.parquet", "miopen_gfx906.parquet"),
+    "threads": ("AMD EPYC, two threads to one, our primitives", 2, 1),
+}
+"""Name -> title, source and target: files of the data folder, or numbers of threads in our own profile."""
+LABELS = {
+    "none": "no adaptation (NN2)", "linear": "linear, a factor each", "nn1": "NN1, a factor each",
+    "factor": "NN2, a factor each", "scratch": "NN2 from scratch", "finetune": "NN2, fine-tuned",
+    "family": "NN2, fine-tuned on one family", "ours_random": "ours, random samples",
+    "ours_chosen": "ours, chosen samples",
+}  # fmt: skip
+MEASURES = {"mdrae": "MdRAE", "slowdown_total": "slowdown, total", "slowdown_geomean": "slowdown, geomean"}
+
+
+def results(name: str) -> Path:
+    return HERE / "results" / f"transfer_{name}.json"
+
+
+def run(name: str, data: Path | None) -> None:
+    """Writes `results(name)`."""
+    _, source, target = PAIRS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for part in (source, target):
+            if isinstance(part, int):
+                table = pq.read_table(OWN)
+                path = Path(folder) / f"threads{part}.parquet"
+                pq.write_table(table.filter(pc.equal(table["threads"], part)), path)
+            else:
+                if data is None or not (data / part).exists():
+                    print(f"{name}: left out, there is no {part} in --data")
+                    return
+                path = data / part
+            paths.append(path)
+        command = [
+            Path(sys.executable).with_name("convselect"),
+            "transfer-eval",
+            "--source",
+            paths[0],
+            "--target",
+            paths[1],
+        ]
+        subprocess.run([*map(str, command), "--json", str(results(name))], check=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each method and number of samples; the least of each measure and number in bold."""
+    lines = [
+        "| method | samples | MdRAE | slowdown, total | slowdown, geomean | 90% interval holds | adapting |",
+        "|" + "---|" * 7,
+    ]
+    found = summary(rows)
+    for method, samples, values in found:
+        if method.endswith("(source)"):
+            continue
+        cells = [LABELS[method], str(samples)]
+        for name in MEASURES:
+            mean, spread = values[name]
+            least = min(v[name][0] for m, s, v in found if s == samples and not m.endswith("(source)"))
+            text = f"{mean:.3f} ± {spread:.3f}"
+            cells.append(f"**{text}**" if mean == least and samples else text)
+        cells.append(f"{100 * values['coverage_90'][0]:.0f}%" if "coverage_90" in values else "")
+        seconds = sorted(row["train_s"] for row in rows if (row["method"], row["samples"]) == (method, samples))
+        cells.append(f"{seconds[len(seconds) // 2]:.2f} s")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def source_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model of the source machine | MdRAE | slowdown, total | slowdown, geomean | 90% interval holds | training |",
+        "|" + "---|" * 6,
+    ]
+    for row in rows:
+        if row["method"].endswith("(source)"):
+            inside = f"{100 * row['coverage_90']:.0f}%" if row["coverage_90"] is not None else ""
+            numbers = " | ".join(f"{row[name]:.4f}" for name in MEASURES)
+            lines.append(
+                f"| {row['method'].removesuffix(' (source)')} | {numbers} | {inside} | {row['train_s']:.0f} s |"
+            )
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Learning curves: a row of axes for each pair, a column for each measure, mean and spread over the repeats."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = dict(zip(LABELS, plt.get_cmap("tab10").colors, strict=False))
+    figure, grid = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found)), squeeze=False)
+    for axes, (name, rows) in zip(grid, found.items(), strict=True):
+        kept = [row for row in rows if not row["method"].endswith("(source)") and row["samples"]]
+        counts = sorted({row["samples"] for row in kept})
+        for ax, measure in zip(axes, ("mdrae", "slowdown_total"), strict=True):
+            shift = 1.0 if measure == "slowdown_total" else 0.0
+            for method, label in LABELS.items():
+                points = {s: v[measure] for m, s, v in summary(kept) if m == method}
+                if not points:
+                    continue
+                own = method.startswith("ours")
+                means = [points[s][0] - shift for s in counts]
+                ax.plot(counts, means, marker="o", ms=4, label=label, color=colors[method], lw=2.4 if own else 1.2,
+                        zorder=3 if own else 2)  # fmt: skip
+                low = [max(m - points[s][1], 1e-4) for m, s in zip(means, counts, strict=True)]
+                high = [m + points[s][1] for m, s in zip(means, counts, strict=True)]
+                ax.fill_between(counts, low, high, color=colors[method], alpha=0.15, lw=0)
+            ax.set(xscale="log", yscale="log", xlabel="samples", xticks=counts, xticklabels=counts)
+            ax.set_ylabel("MdRAE" if measure == "mdrae" else "slowdown - 1")
+            ax.set_title(PAIRS[name][0], fontsize=9)
+            ax.minorticks_off()
+            ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+            ax.grid(alpha=0.3)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.9 / figure.get_figheight(), 1, 1))
+    figure.savefig(path, dpi=110)
+
+
+def render() -> None:
+    """transfer.md between its markers, and transfer.png, from what results there are."""
+    found = {name: json.loads(results(name).read_text()) for name in PAIRS if results(name).exists()}
+    plot(found, HERE / "transfer.png")
+    parts = [f"### {PAIRS[name][0]}\n\n{source_table(rows)}\n\n{table(rows)}" for name, rows in found.items()]
+    page = HERE / "transfer.md"
+    before, _, rest = page.read_text().partition("<!-- tables -->")
+    after = rest.partition("<!-- end of tables -->")[2]
+    page.write_text(before + "<!-- tables -->\n" + "\n\n".join(parts) + "\n<!-- end of tables -->" + after)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the published tables")
+    parser.add_argument("--render", action="store_true", help="only tables and plots")
+    args = parser.parse_args()
+    for name in () if args.render else PAIRS:
+        run(name, args.data)
+    render()
+
+
+if __name__ == "__main__":
+    main()
