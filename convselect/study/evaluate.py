@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.progress import Progress
 
 from convselect.costs.metrics import quality
-from convselect.costs.tables import Profile, read
+from convselect.costs.tables import Profile, read, with_defaults
 from convselect.costs.train import learn
 from convselect.study.choose import choose
 from convselect.study.methods import CHOSEN, NEEDS_SAMPLES, RANDOM, Method, Prediction, Source, as_is, unadapted
@@ -22,6 +23,17 @@ from convselect.study.networks import linear, nn1, nn2
 Row = dict[str, Any]
 _COVERED = 1.645
 """Deviations within which 90% of a normal distribution lies."""
+
+
+def possible(source: Path | str | pa.Table) -> pa.Table:
+    """The table without the rows whose kernel does not fit into the padded map: MIOpen's find-db has a few."""
+    table = with_defaults(source if isinstance(source, pa.Table) else pq.read_table(source))
+
+    def fits(size: str, pad: str, dilation: str, kernel: str) -> Any:
+        n, p, d, k = (table[name].to_numpy() for name in (size, pad, dilation, kernel))
+        return n + 2 * p > d * (k - 1)
+
+    return table.filter(pa.array(fits("ih", "ph", "dh", "kh") & fits("iw", "pw", "dw", "kw")))
 
 
 def groups(profile: Profile, rows: npt.NDArray[np.bool_]) -> set[tuple[int, int, int]]:
@@ -57,7 +69,7 @@ def evaluate(
     samples, and seeds what is trained on them, anew. Rows of a method "... (source)" are of the source machine's
     models on its own held-out problems, and `train_s` is how long they were trained; elsewhere it is adaptation.
     """
-    profiles = read([source]), read([target])
+    profiles = read([possible(source)]), read([possible(target)])
     train, source_held, pool, held = split(*profiles, holdout)
     counts = sorted({min(count, len(pool)) for count in samples})
     with Progress(disable=not progress, transient=True) as bar:
