@@ -49,8 +49,11 @@ def split(source: Profile, target: Profile, holdout: float) -> tuple[Profile, Pr
     held = target.held_out(holdout)
     out = groups(target, held)
     elsewhere = np.array([(p.ic, p.oc, p.ih) in out for p in source.problems])
-    if elsewhere.all() or held.all():
-        raise ValueError(f"nothing is left to train on with {holdout} of the groups held out")
+    if elsewhere.all() or held.all() or not held.any():
+        raise ValueError(
+            f"holdout is {holdout}; it must leave groups of (ic, oc, ih) on both sides, and the target has "
+            f"{len(groups(target, np.ones_like(held)))} of them"
+        )
     return source.take(~elsewhere).timed(), source.take(elsewhere), target.take(~held), target.take(held)
 
 
