@@ -23,13 +23,13 @@ def card(model: CostModel) -> str:
     threads = " and ".join(map(str, info["threads"]))
     return f"""# The shipped cost model
 
-`convselect/costs/weights/cpu.safetensors`: the time of a float32 convolution by each of {len(model.primitives)} primitives,
-{len(set(model.families))} families. Written by `python benchmarks/model_card.py` from what training left in the file.
+`convselect/costs/weights/cpu.safetensors`: the time of a float32 convolution by each of {len(model.primitives)} 
+primitives, {len(set(model.families))} families. Written by `python benchmarks/model_card.py` from what training left in the file.
 
 - **Machines:** {"; ".join(info["machines"])}.
   On others it is adapted by calibration, or asked as it is, with wide intervals.
-- **Data:** {info["timings"]} timings of {info["problems"]} problems on {threads} threads, our own, in `benchmarks/profiles/`
-  (`convselect profile`); no published table is in it.
+- **Data:** {info["timings"]} timings of {info["problems"]} problems on {threads} threads, our own, in
+  `benchmarks/profiles/` (`convselect profile`); no published table is in it.
 - **Model:** {networks} networks of {inputs} features and {len(model.layers) - 1} hidden layers of {width};
   they predict the log of the time over an analytic floor.
 - **Split:** one fifth of the groups of equal (ic, oc, ih) held out for the errors below, then trained again on all.
