@@ -23,9 +23,10 @@ def card(model: CostModel) -> str:
     threads = " and ".join(map(str, info["threads"]))
     return f"""# The shipped cost model
 
-`convselect/costs/weights/cpu.safetensors`: the time of a float32 convolution by each of {len(model.primitives)} 
-primitives, {len(set(model.families))} families. Written by `python benchmarks/model_card.py` from what training left in the file.
+`convselect/costs/weights/cpu.safetensors`: the time of a float32 convolution by each primitive.
+Written by `python benchmarks/model_card.py` from what training left in the file.
 
+- **Primitives:** {len(model.primitives)}, of {len(set(model.families))} families.
 - **Machines:** {"; ".join(info["machines"])}.
   On others it is adapted by calibration, or asked as it is, with wide intervals.
 - **Data:** {info["timings"]} timings of {info["problems"]} problems on {threads} threads, our own, in
