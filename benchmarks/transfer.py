@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -114,13 +115,15 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = dict(zip(LABELS, plt.get_cmap("tab10").colors, strict=False))
+    colors = dict(zip(LABELS, plt.get_cmap("Pastel1").colors, strict=True))
+    colors |= {"factor": "tab:blue", "finetune": "tab:green", "scratch": "tab:purple", "nn1": "tab:cyan",
+               "ours_random": "tab:orange", "ours_chosen": "tab:red"}  # fmt: skip
     figure, grid = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found)), squeeze=False)
     for axes, (name, rows) in zip(grid, found.items(), strict=True):
         kept = [row for row in rows if not row["method"].endswith("(source)") and row["samples"]]
         counts = sorted({row["samples"] for row in kept})
         for ax, measure in zip(axes, ("mdrae", "slowdown_total"), strict=True):
-            shift = 1.0 if measure == "slowdown_total" else 0.0
+            least, shift = np.inf, 1.0 if measure == "slowdown_total" else 0.0
             for method, label in LABELS.items():
                 points = {s: v[measure] for m, s, v in summary(kept) if m == method}
                 if not points:
@@ -129,12 +132,14 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 means = [points[s][0] - shift for s in counts]
                 ax.plot(counts, means, marker="o", ms=4, label=label, color=colors[method], lw=2.4 if own else 1.2,
                         zorder=3 if own else 2)  # fmt: skip
-                low = [max(m - points[s][1], 1e-4) for m, s in zip(means, counts, strict=True)]
+                least = min(least, *means)
+                low = [max(m - points[s][1], 1e-6) for m, s in zip(means, counts, strict=True)]
                 high = [m + points[s][1] for m, s in zip(means, counts, strict=True)]
                 ax.fill_between(counts, low, high, color=colors[method], alpha=0.15, lw=0)
             ax.set(xscale="log", yscale="log", xlabel="samples", xticks=counts, xticklabels=counts)
             ax.set_ylabel("MdRAE" if measure == "mdrae" else "slowdown - 1")
             ax.set_title(PAIRS[name][0], fontsize=9)
+            ax.set_ylim(bottom=max(0.7 * least, 1e-4))
             ax.minorticks_off()
             ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
