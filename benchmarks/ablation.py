@@ -75,7 +75,7 @@ def main(source: Path, target: Path, samples: int, repeats: int) -> None:
             drawn = np.random.default_rng(repeat).permutation(len(pool))[:samples]
             rows = drawn if name == "random samples" else choose(model, pool, samples, repeat)
             kin = all_alike if name == "all primitives alike" else same_for_all
-            with patch.multiple(process, **constants), patch.object(Adapted, "_kin", kin):
+            with patch.multiple(process, **{"_STEPS": process._STEPS, **constants}), patch.object(Adapted, "_kin", kin):
                 prediction = ours(known, pool.take(rows), held, repeat)
             found.append((*quality(np.exp(prediction.log_ms), held.ms), coverage(prediction, held)))
         mean, spread = np.mean(np.array(found, float), axis=0), np.std(np.array(found, float), axis=0)
