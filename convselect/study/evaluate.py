@@ -16,13 +16,12 @@ from rich.progress import Progress
 from convselect.costs.metrics import quality
 from convselect.costs.tables import Profile, read, with_defaults
 from convselect.costs.train import learn
+from convselect.costs.transfer import TWO_SIDED_90
 from convselect.study.choose import choose
 from convselect.study.methods import CHOSEN, NEEDS_SAMPLES, RANDOM, Method, Prediction, Source, as_is, unadapted
 from convselect.study.networks import linear, nn1, nn2
 
 Row = dict[str, Any]
-_COVERED = 1.645
-"""Deviations within which 90% of a normal distribution lies."""
 
 
 def possible(source: Path | str | pa.Table) -> pa.Table:
@@ -127,7 +126,7 @@ def coverage(prediction: Prediction, held: Profile) -> float | None:
     """Part of the held-out timings inside the 90% intervals."""
     if prediction.std is None:
         return None
-    inside = np.abs(np.log(held.ms) - prediction.log_ms) <= _COVERED * prediction.std
+    inside = np.abs(np.log(held.ms) - prediction.log_ms) <= TWO_SIDED_90 * prediction.std
     return float(inside[np.isfinite(held.ms)].mean())
 
 
