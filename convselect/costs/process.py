@@ -32,7 +32,7 @@ _TOLERANCE = np.array([1.0] * 3 + [0.7] * 6 + [0.5, 0.7, 0.7])
 """Standard deviations of the hyperprior."""
 _ROWS, _STEPS, _RATE = 128, 6, 0.4
 """Of the search for hyperparameters: rows seen, gradient steps, length of a step."""
-_STUDENT, _ROUNDS = 4.0, 3
+STUDENT, _ROUNDS = 4.0, 3
 """Degrees of freedom of the noise: a descheduled thread must not move the rest; rounds of weighing the rows."""
 _MOST = 1024
 """Rows, a random part, that the variance is computed from where there are more: it comes out too large, if anything."""
@@ -101,7 +101,7 @@ class Process:
         for _ in range(_ROUNDS):
             self._alpha = np.linalg.solve(share + np.diag(weighed), rows.y)
             rest = (weighed * self._alpha) ** 2 / noise
-            weighed = noise * np.maximum(1, (_STUDENT + rest) / (_STUDENT + 1))
+            weighed = noise * np.maximum(1, (STUDENT + rest) / (STUDENT + 1))
         self._seen = _part(len(rows), _MOST)
         self._inverse = np.linalg.inv(share[np.ix_(self._seen, self._seen)] + np.diag(weighed[self._seen]))
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convselect.costs.network import Candidate, CostModel
-from convselect.costs.process import Kin, Process, Rows
+from convselect.costs.process import STUDENT, Kin, Process, Rows
 from convselect.costs.samples import Samples
 from convselect.costs.scale import OperatorScale
 from convselect.costs.tables import family_of
@@ -22,14 +22,27 @@ from convselect.problem import ConvProblem
 
 Array = npt.NDArray[np.float64]
 
-MEASURED_STD = 0.02
-"""Log deviation of a time that was measured."""
+MEASURED_STD = 0.05
+"""Log deviation of a time that was measured: a tenth of those of a calibration, timed again, are 7% off or more."""
 TWO_SIDED_90 = 1.645
 """Standard deviations to either side that hold 90% of a normal distribution."""
+_LEAST_STD = 0.02
 _TRUSTED = 0.05
 """Factor on all widths on the machine that the model was trained on."""
 _LATEST = 3072
 """Timings that the model is adapted to where there are more: 0.6 s on two cores of an AMD EPYC."""
+
+
+def _timed(mean: float, variance: float, log_ms: float) -> tuple[float, float]:
+    """Mean and variance of log(ms) that was predicted and then timed.
+
+    A timing never errs to the fast side by much, but a neighbour can make it slower for seconds on end: by so much more
+    than was predicted as is unlikely, it counts less (Student's t).
+    """
+    far = max(0.0, log_ms - mean) ** 2 / (variance + MEASURED_STD**2)
+    noise = MEASURED_STD**2 * max(1.0, (STUDENT + far) / (STUDENT + 1))
+    share = variance / (variance + noise)
+    return mean + share * (log_ms - mean), share * noise
 
 
 class Adapted:
@@ -103,7 +116,10 @@ class Adapted:
     def log_predict(
         self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int
     ) -> tuple[Array, Array]:
-        """Mean and standard deviation of log(ms), both f64 [n, len(candidates)]; what was timed is as it was timed."""
+        """Mean and standard deviation of log(ms), both f64 [n, len(candidates)].
+
+        What was timed is as the prediction and the timing together make it.
+        """
         mean, std = self.model.log_predict(problems, candidates, threads)
         if not mean.size:
             return mean, std
@@ -112,13 +128,13 @@ class Adapted:
         deviation, variance = self._process.predict(
             self.model.view(problems, threads), std, self._kin(candidates), extra
         )
-        mean, std = mean + deviation, np.sqrt(variance.clip(min=MEASURED_STD**2))
+        mean = mean + deviation
         for i, text in enumerate(map(str, problems)) if self._measured else ():
             for j, (primitive, _) in enumerate(candidates):
                 ms = self._measured.get((text, primitive, threads))
                 if ms is not None:
-                    mean[i, j], std[i, j] = math.log(ms), MEASURED_STD
-        return mean, std
+                    mean[i, j], variance[i, j] = _timed(mean[i, j], variance[i, j], math.log(ms))
+        return mean, np.sqrt(variance.clip(min=_LEAST_STD**2))
 
     def measured_ms(self, problem: ConvProblem, primitive: str, threads: int) -> float | None:
         """As it was timed; None if it was not."""
