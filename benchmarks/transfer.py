@@ -1,14 +1,13 @@
 """Transfer between machines: `convselect transfer-eval` on pairs of tables; writes transfer.md and transfer.png.
 
-    python benchmarks/transfer.py --data FOLDER     # with the published tables of FOLDER; all pairs
-    python benchmarks/transfer.py --render          # tables and plots again from results/transfer_*.json
+    python benchmarks/transfer.py [PAIR...] --data FOLDER   # with the published tables of FOLDER; else all pairs
+    python benchmarks/transfer.py --render                  # tables and plots again from transfer/*.json
 
 The pairs of published tables are left out where FOLDER lacks them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 from convselect.study.evaluate import summary
 
 HERE = Path(__file__).parent
-OWN = HERE / "profiles" / "epyc_avx512.parquet"
 PAIRS = {
     "paper": ("Intel to AMD, the tables of arXiv 2010.10621", "paper_intel.parquet", "paper_amd.parquet"),
     "miopen": ("gfx900 to gfx906, MIOpen's find-db", "miopen_gfx900.parquet", "miopen_gfx906.parquet"),
-    "threads": ("AMD EPYC, two threads to one, our primitives", 2, 1),
+    "threads": ("AMD EPYC, two threads to one, our primitives", ("avx512", 2), ("avx512", 1)),
+    "isa": ("AMD EPYC, AVX-512 to AVX2, two threads, our primitives", ("avx512", 2), ("avx2", 2)),
 }
-"""Name -> title, source and target: files of the data folder, or numbers of threads in our own profile."""
+"""Name -> title, source and target: files of the data folder, or instruction set and threads of our own profiles."""
 LABELS = {
     "none": "no adaptation (NN2)", "linear": "linear, a factor each", "nn1": "NN1, a factor each",
     "factor": "NN2, a factor each", "scratch": "NN2 from scratch", "finetune": "NN2, fine-tuned",
@@ -40,7 +40,7 @@ MEASURES = {"mdrae": "MdRAE", "slowdown_total": "slowdown, total", "slowdown_geo
 
 
 def results(name: str) -> Path:
-    return HERE / "results" / f"transfer_{name}.json"
+    return HERE / "transfer" / f"{name}.json"
 
 
 def run(name: str, data: Path | None) -> None:
@@ -49,24 +49,19 @@ def run(name: str, data: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for part in (source, target):
-            if isinstance(part, int):
-                table = pq.read_table(OWN)
-                path = Path(folder) / f"threads{part}.parquet"
-                pq.write_table(table.filter(pc.equal(table["threads"], part)), path)
+            if isinstance(part, tuple):
+                isa, threads = part
+                table = pq.read_table(HERE / "profiles" / f"epyc_{isa}.parquet")
+                path = Path(folder) / f"{isa}_{threads}.parquet"
+                pq.write_table(table.filter(pc.equal(table["threads"], threads)), path)
             else:
                 if data is None or not (data / part).exists():
-                    print(f"{name}: left out, there is no {part} in --data")
+                    click.echo(f"{name}: left out, there is no {part} in --data")
                     return
                 path = data / part
             paths.append(path)
-        command = [
-            Path(sys.executable).with_name("convselect"),
-            "transfer-eval",
-            "--source",
-            paths[0],
-            "--target",
-            paths[1],
-        ]
+        command = [Path(sys.executable).with_name("convselect"), "transfer-eval"]
+        command += ["--source", paths[0], "--target", paths[1]]
         subprocess.run([*map(str, command), "--json", str(results(name))], check=True)
 
 
@@ -161,13 +156,13 @@ def render() -> None:
     page.write_text(before + "<!-- tables -->\n" + "\n\n".join(parts) + "\n<!-- end of tables -->" + after)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the published tables")
-    parser.add_argument("--render", action="store_true", help="only tables and plots")
-    args = parser.parse_args()
-    for name in () if args.render else PAIRS:
-        run(name, args.data)
+@click.command(help=__doc__)
+@click.argument("pairs", nargs=-1, type=click.Choice(list(PAIRS)))
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of the published tables.")
+@click.option("--render", "only_render", is_flag=True, help="Only tables and plots.")
+def main(pairs: tuple[str, ...], data: Path | None, only_render: bool) -> None:
+    for name in () if only_render else pairs or PAIRS:
+        run(name, data)
     render()
 
 
