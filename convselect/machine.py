@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import convselect.kernels as kernels
 
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+"""Of the products: tf32 is float32 whose factors are rounded to 10 bits, where torch's switch allows that."""
+
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor as convselect uses it. Cache sizes in bytes, 0 where unknown."""
+    """A processor as convselect uses it. Cache sizes in bytes, 0 where unknown. `precision` is one of `PRECISIONS`."""
 
     device: str
     name: str
@@ -26,16 +31,50 @@ class Machine:
     l1d_bytes: int
     l2_bytes: int
     l3_bytes: int
+    precision: str = "float32"
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over the machine, the versions and the kernel binary; keys the calibration cache."""
-        parts = [f"{key}={value}" for key, value in sorted(asdict(self).items())]
-        parts += [f"torch={torch.__version__}", f"kernels={kernels.binary_hash()}", "dtype=float32"]
+        """16 hexadecimal digits over the machine, the versions and the kernels; keys the calibration cache."""
+        parts = [f"{key}={value}" for key, value in sorted(asdict(self).items()) if key != "precision"]
+        parts += [f"torch={torch.__version__}", f"kernels={self._kernels}", f"dtype={self.precision}"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def _kernels(self) -> str:
+        return kernels.binary_hash()
 
     def __str__(self) -> str:
         return f"{self.name}, {self.isa}, {self.threads} of {self.cores} cores"
+
+
+@dataclass(frozen=True)
+class Gpu(Machine):
+    """A GPU: `isa` "sm_90" (NVIDIA's) or "gfx942" (AMD's), `cores` multiprocessors, one "thread".
+
+    `l1d_bytes`: of shared memory that a block may have. Clocks in kHz, 0 where unknown; `driver` and `cudnn` as
+    their libraries count versions; `triton` "" where it is not installed.
+    """
+
+    clock_khz: int = 0
+    memory_clock_khz: int = 0
+    memory_bus_bits: int = 0
+    memory_bytes: int = 0
+    driver: int = 0
+    cudnn: int = 0
+    triton: str = ""
+
+    @property
+    def capability(self) -> int:
+        """90 of "sm_90"; 0 where it is no NVIDIA GPU."""
+        return int(self.isa[3:]) if self.isa.startswith("sm_") else 0
+
+    @property
+    def _kernels(self) -> str:
+        return kernels.triton_hash()
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.isa}, {self.cores} multiprocessors, {self.precision}"
 
 
 def _cache_bytes(level: int) -> int:
@@ -69,4 +108,40 @@ def cpu() -> Machine:
     return Machine(
         "cpu", _processor_name(), kernels.isa(), cores, torch.get_num_threads(),
         _cache_bytes(1), _cache_bytes(2), _cache_bytes(3),
+    )  # fmt: skip
+
+
+def tf32_allowed() -> bool:
+    """Whether torch's switches let a float32 convolution round its factors to TF32."""
+    conv = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later; the older switch must not be asked then
+    return bool(torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32")
+
+
+def _triton_version() -> str:
+    """Without importing it."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
+    """The GPU that torch calls "cuda:`device`", for convolutions of `dtype`."""
+    found: Any = torch.cuda.get_device_properties(device)
+    amd = torch.version.hip is not None
+    isa = found.gcnArchName.split(":")[0] if amd else f"sm_{found.major}{found.minor}"
+    precision = str(dtype).removeprefix("torch.")
+    if precision == "float32" and found.major >= 8 and not amd and tf32_allowed():
+        precision = "tf32"
+
+    def known(name: str) -> int:
+        """An attribute that not every version of torch has."""
+        return int(getattr(found, name, 0))
+
+    return Gpu(
+        "cuda", found.name, isa, found.multi_processor_count, 1, known("shared_memory_per_block_optin"),
+        known("L2_cache_size"), 0, precision,
+        clock_khz=known("clock_rate"), memory_clock_khz=known("memory_clock_rate"),
+        memory_bus_bits=known("memory_bus_width"), memory_bytes=found.total_memory,
+        driver=torch._C._cuda_getDriverVersion(), cudnn=torch.backends.cudnn.version() or 0, triton=_triton_version(),
     )  # fmt: skip

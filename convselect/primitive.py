@@ -58,6 +58,14 @@ class Primitive(ABC):
     accuracy: str = "strict"
     error_bound: float = 2e-6
 
+    def accuracy_at(self, precision: str) -> str:
+        """`accuracy`, at one of `machine.PRECISIONS`."""
+        return self.accuracy
+
+    def error_bound_at(self, precision: str) -> float:
+        """`error_bound`, at one of `machine.PRECISIONS`."""
+        return self.error_bound
+
     @abstractmethod
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         """Why this primitive cannot run `problem` on `machine`, as a sentence; None if it can. Total and pure."""
@@ -136,8 +144,9 @@ def candidates(
     refusals: dict[str, str] = {}
     for primitive in primitives(machine.device):
         reason = primitive.refusal(problem, machine) or left_out.get(primitive.family)
-        if reason is None and ACCURACIES.index(primitive.accuracy) > ACCURACIES.index(accuracy):
-            reason = f'its accuracy class is "{primitive.accuracy}", and "{accuracy}" was asked for'
+        of = primitive.accuracy_at(machine.precision)
+        if reason is None and ACCURACIES.index(of) > ACCURACIES.index(accuracy):
+            reason = f'its accuracy class is "{of}", and "{accuracy}" was asked for'
         if primitive.family == "aten":
             last_resort += [primitive] if reason is None else []
         elif reason is None:

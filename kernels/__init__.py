@@ -37,3 +37,10 @@ def isa() -> str:
 def binary_hash() -> str:
     """A digest of the compiled library, so that timings of other kernels are never taken for these."""
     return hashlib.sha256(_LIBRARY.read_bytes()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def triton_hash() -> str:
+    """The like of the sources of the Triton kernels."""
+    sources = sorted(path for folder in __path__ for path in Path(folder, "triton").glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]

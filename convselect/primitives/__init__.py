@@ -1,10 +1,11 @@
-"""The primitives, one file a family. Importing this package fills the registry."""
+"""The primitives, one file a family; those of GPUs in `gpu`. Importing this package fills the registry."""
 
 from convselect.primitives import (  # noqa: F401
     aten,
     depthwise,
     direct,
     fft,
+    gpu,
     grouped,
     im2,
     kn2,

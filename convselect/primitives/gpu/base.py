@@ -1,0 +1,129 @@
+"""Primitives that are Triton kernels of our own: what they share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import torch
+
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, start
+from convselect.layout import Layout, strides
+from convselect.machine import PRECISIONS, Gpu, Machine, gpu, tf32_allowed
+from convselect.primitive import ACTIVATIONS, Activation, Primitive
+from convselect.problem import ConvProblem
+
+Rule = Callable[[ConvProblem], str | None]
+"""A necessary condition: None, or the sentence that says why the problem does not meet it."""
+
+LEAST_CAPABILITY = 80
+"""Of NVIDIA's GPUs: asynchronous copies, TF32 and bfloat16 came with 8.0."""
+EXACT_BOUNDS: Mapping[str, float] = {"float32": 2e-6, "tf32": 2e-3, "float16": 5e-4, "bfloat16": 4e-3}
+"""rel-L2 error of what only adds products: rounded factors (tf32) or a rounded result (half precision)."""
+HALF = ("float16", "bfloat16")
+
+
+def element_bytes(precision: str) -> int:
+    return 2 if precision in HALF else 4
+
+
+def no_gpu(machine: Machine) -> str | None:
+    """A refusal of whatever needs NVIDIA's GPUs."""
+    if not isinstance(machine, Gpu):
+        return f"it needs an NVIDIA GPU, which {machine.name} is not"
+    return None if machine.capability else f"it needs an NVIDIA GPU, and {machine.name} ({machine.isa}) is another's"
+
+
+def no_triton(machine: Gpu) -> str | None:
+    if machine.capability < LEAST_CAPABILITY:
+        have, least = (f"{c // 10}.{c % 10}" for c in (machine.capability, LEAST_CAPABILITY))
+        return f"it needs compute capability {least} or later, and {machine.name} has {have}"
+    return None if machine.triton else "it needs Triton, which is not installed"
+
+
+@lru_cache
+def triton_works(device: torch.device) -> bool:
+    """Whether kernels of ours may follow a convolution of torch's on `device`."""
+    return device.type == "cuda" and no_gpu(here := gpu(device.index or 0)) is None and no_triton(here) is None
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU; 1 elsewhere, where Triton's interpreter runs."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+class TritonPrimitive(Primitive):
+    """Declared by its name, its rules and the launches that compute it. src, packed and dst are of one dtype.
+
+    Attributes:
+        precisions: those of `machine.PRECISIONS` that it takes.
+        tile: of its matrix products, if it has any.
+    """
+
+    device = "cuda"
+    precisions: tuple[str, ...] = PRECISIONS
+    tile: Tile | None = None
+    bounds: Mapping[str, float] = EXACT_BOUNDS
+
+    def __init__(self, name: str, family: str, src_layout: Layout, dst_layout: Layout, rules: tuple[Rule, ...]) -> None:
+        self.name, self.family = name, family
+        self.src_layout, self.dst_layout = src_layout, dst_layout
+        self._rules = rules
+        self.error_bound = self.bounds["float32"]
+
+    def error_bound_at(self, precision: str) -> float:
+        return self.bounds[precision]
+
+    def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
+        reason = no_gpu(machine)
+        if reason is not None or not isinstance(machine, Gpu):
+            return reason
+        if (reason := no_triton(machine)) is not None:
+            return reason
+        if machine.precision not in self.precisions:
+            return f"only {' and '.join(self.precisions)} are supported (this is {machine.precision})"
+        shared = self.tile.shared_bytes() if self.tile else 0
+        if 0 < machine.l1d_bytes < shared:
+            return f"its tiles take {shared} bytes of shared memory, and a block of this GPU has {machine.l1d_bytes}"
+        return next((reason for rule in self._rules if (reason := rule(problem))), None)
+
+    @abstractmethod
+    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def launches(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        tf32: bool,
+    ) -> list[Launch]:  # fmt: skip
+        """The kernels that compute dst, in order. `tf32`: whether factors of float32 may be rounded."""
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
+        return 0
+
+    def packed_bytes(self, problem: ConvProblem, precision: str = "float32") -> int:
+        size = element_bytes(precision)
+        return size * math.prod(self.packed_shape(problem, size))
+
+    def run(
+        self,
+        problem: ConvProblem,
+        activation: Activation,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        size = (src.shape[0], problem.oc, problem.oh, problem.ow)
+        dst = src.new_empty_strided(size, strides(size, self.dst_layout))
+        end = epilogue(activation, bias, residual)
+        if size[0]:
+            start(self.launches(problem, src, packed, dst, end, tf32_allowed()), src.device)
+        return dst
+
+
+def epilogue(activation: Activation, bias: torch.Tensor | None, residual: torch.Tensor | None) -> Epilogue:
+    kind, alpha, beta = activation
+    return Epilogue(bias, residual, ACTIVATIONS.index(kind), alpha, beta)

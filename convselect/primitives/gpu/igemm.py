@@ -1,0 +1,74 @@
+"""Implicit GEMM: a product of patches, which are never stored, and weights. Any filter, stride, dilation, padding."""
+
+from __future__ import annotations
+
+import torch
+
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, depth, round_up
+from convselect.layout import Layout
+from convselect.machine import PRECISIONS
+from convselect.primitive import register
+from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, multiprocessors
+from convselect.primitives.kernel import ungrouped
+from convselect.problem import ConvProblem
+
+MOST_PARTIAL_BYTES = 2**30
+
+
+class ImplicitGemm(TritonPrimitive):
+    """`parts`: the depth is cut into so many, for few pixels of many channels. `persistent`: a program an SM."""
+
+    tile: Tile
+
+    def __init__(
+        self, name: str, tile: Tile, parts: int = 1, persistent: bool = False,
+        precisions: tuple[str, ...] = PRECISIONS, family: str = "igemm", rules: tuple[Rule, ...] = (ungrouped,),
+    ) -> None:  # fmt: skip
+        self.tile, self.parts, self.persistent, self.precisions = tile, parts, persistent, precisions
+        super().__init__(name, family, Layout.NHWC, Layout.NHWC, (*rules, self._small_partials))
+
+    def _small_partials(self, p: ConvProblem) -> str | None:
+        nbytes = self.workspace_bytes(p, 1)
+        return None if nbytes <= MOST_PARTIAL_BYTES else f"its partial sums would take {nbytes / 2**30:.3g} GiB"
+
+    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]:
+        p = problem
+        return (
+            p.g, p.kh * p.kw, round_up(p.ic // p.g, depth(element_bytes)), round_up(p.oc // p.g, self.tile.columns)
+        )  # fmt: skip
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
+        if self.parts == 1:
+            return 0
+        p = problem
+        return 4 * self.parts * p.mb * p.oh * p.ow * round_up(p.oc, self.tile.columns)
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        from convselect.kernels.triton import igemm
+
+        return igemm.pack(weight.detach(), self.packed_shape(problem, weight.element_size()))
+
+    def launches(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        tf32: bool,
+    ) -> list[Launch]:  # fmt: skip
+        from convselect.kernels.triton import igemm
+
+        programs = multiprocessors(src.device) if self.persistent else 0
+        return igemm.launches(
+            problem, self.tile, src, packed, dst, end, tf32, programs=programs, parts=self.parts
+        )  # fmt: skip
+
+
+register(
+    ImplicitGemm("igemm_128x256_nhwc", Tile(128, 256, 8, 3), precisions=HALF),
+    ImplicitGemm("igemm_128x128_nhwc", Tile(128, 128, 8, 3)),
+    ImplicitGemm("igemm_128x64_nhwc", Tile(128, 64, 4, 4)),
+    ImplicitGemm("igemm_64x128_nhwc", Tile(64, 128, 4, 4)),
+    ImplicitGemm("igemm_128x32_nhwc", Tile(128, 32, 4, 4)),
+    ImplicitGemm("igemm_64x64_nhwc", Tile(64, 64, 4, 4)),
+    ImplicitGemm("igemm_128x128_persistent_nhwc", Tile(128, 128, 8, 3), persistent=True),
+    ImplicitGemm("igemm_128x64_persistent_nhwc", Tile(128, 64, 4, 4), persistent=True),
+    ImplicitGemm("igemm_64x64_split4_nhwc", Tile(64, 64, 4, 4), parts=4),
+    ImplicitGemm("igemm_64x64_split16_nhwc", Tile(64, 64, 4, 4), parts=16),
+)

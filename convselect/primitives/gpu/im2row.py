@@ -1,0 +1,57 @@
+"""The matrix of patches, stored, then one matrix product."""
+
+from __future__ import annotations
+
+import torch
+
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, depth, round_up
+from convselect.layout import Layout
+from convselect.primitive import register
+from convselect.primitives.gpu.base import TritonPrimitive, element_bytes
+from convselect.primitives.kernel import ungrouped
+from convselect.problem import ConvProblem
+
+MOST_BYTES = 2**30
+
+
+class Im2row(TritonPrimitive):
+    tile: Tile
+
+    def __init__(self, name: str, src_layout: Layout, tile: Tile) -> None:
+        self.tile = tile
+        super().__init__(name, "im2row", src_layout, Layout.NHWC, (ungrouped, self._small_matrix))
+
+    def _small_matrix(self, p: ConvProblem) -> str | None:
+        nbytes = self.workspace_bytes(p, 1)
+        return None if nbytes <= MOST_BYTES else f"its matrix of patches would take {nbytes / 2**30:.3g} GiB"
+
+    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
+        p = problem
+        return round_up(p.kh * p.kw * p.ic, depth(element_bytes)), round_up(p.oc, self.tile.columns)
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
+        p, size = problem, element_bytes(precision)
+        return size * p.mb * p.oh * p.ow * self.packed_shape(p, size)[0]
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        from convselect.kernels.triton import stem
+
+        return stem.pack(weight.detach(), self.packed_shape(problem, weight.element_size()))
+
+    def launches(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        tf32: bool,
+    ) -> list[Launch]:  # fmt: skip
+        from convselect.kernels.triton import gemm, stem
+
+        p, (kp, ocp) = problem, packed.shape
+        patches = src.new_empty((src.shape[0] * p.oh * p.ow, kp))
+        factors = gemm.Matrices(patches, kp), gemm.Matrices(packed, ocp), gemm.Matrices(dst, p.oc)
+        products = gemm.launches(self.tile, (1, len(patches), p.oc, kp), *factors, tf32, end)
+        return stem.im2row_launches(p, src, patches) + products
+
+
+register(
+    Im2row("im2row_128x64_nhwc", Layout.NHWC, Tile(128, 64, 4, 4)),
+    Im2row("im2row_128x64_nchw_nhwc", Layout.NCHW, Tile(128, 64, 4, 4)),
+)

@@ -1,0 +1,66 @@
+"""1x1 convolutions of stride 1: src is a factor of the product as it is."""
+
+from __future__ import annotations
+
+import torch
+
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
+from convselect.layout import Layout
+from convselect.primitive import register
+from convselect.primitives.gpu.base import TritonPrimitive
+from convselect.primitives.kernel import ungrouped
+from convselect.primitives.kn2 import unit_stride
+from convselect.primitives.pointwise import one_by_one, unpadded
+from convselect.problem import ConvProblem
+
+_RULES = (one_by_one, unit_stride, unpadded, ungrouped)
+_ALIGNED = 8
+"""Rows of weights begin at multiples of 16 bytes."""
+
+
+class Pointwise(TritonPrimitive):
+    """packed  [ic, ocp] for NHWC: dst = src * packed; [oc, icp] for NCHW: dst = packed * src for each image."""
+
+    tile: Tile
+
+    def __init__(self, name: str, layout: Layout, tile: Tile) -> None:
+        self.tile = tile
+        super().__init__(name, "pointwise", layout, layout, _RULES)
+
+    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]:
+        p = problem
+        if self.src_layout is Layout.NHWC:
+            return p.ic, round_up(p.oc, _ALIGNED)
+        return p.oc, round_up(p.ic, _ALIGNED)
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        matrix = weight.detach().flatten(1)
+        if self.src_layout is Layout.NHWC:
+            matrix = matrix.t()
+        packed = matrix.new_zeros(self.packed_shape(problem, weight.element_size()))
+        packed[:, : matrix.shape[1]] = matrix
+        return packed
+
+    def launches(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        tf32: bool,
+    ) -> list[Launch]:  # fmt: skip
+        from convselect.kernels.triton.gemm import Matrices, launches
+
+        mb, p, weights = src.shape[0], problem, Matrices(packed, packed.shape[1])
+        pixels = p.ih * p.iw
+        if self.src_layout is Layout.NHWC:
+            size = (1, mb * pixels, p.oc, p.ic)
+            return launches(self.tile, size, Matrices(src, p.ic), weights, Matrices(dst, p.oc), tf32, end)
+        images, results = Matrices(src, pixels, p.ic * pixels), Matrices(dst, pixels, p.oc * pixels)
+        return launches(self.tile, (mb, p.oc, pixels, p.ic), weights, images, results, tf32, end, bias_of_rows=True)
+
+
+register(
+    Pointwise("pointwise_128x128_nhwc", Layout.NHWC, Tile(128, 128, 8, 3)),
+    Pointwise("pointwise_128x64_nhwc", Layout.NHWC, Tile(128, 64, 4, 4)),
+    Pointwise("pointwise_64x128_nhwc", Layout.NHWC, Tile(64, 128, 4, 4)),
+    Pointwise("pointwise_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 4)),
+    Pointwise("pointwise_128x64_nchw", Layout.NCHW, Tile(128, 64, 4, 4)),
+    Pointwise("pointwise_64x128_nchw", Layout.NCHW, Tile(64, 128, 4, 4)),
+)

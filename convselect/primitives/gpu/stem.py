@@ -1,0 +1,51 @@
+"""First layers: of 3 or 4 channels (or any few), read in either layout, with all taps and channels as one dimension."""
+
+from __future__ import annotations
+
+import torch
+
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, depth, round_up
+from convselect.layout import Layout
+from convselect.primitive import register
+from convselect.primitives.gpu.base import TritonPrimitive
+from convselect.primitives.kernel import ungrouped
+from convselect.problem import ConvProblem
+
+MOST_CHANNELS = 8
+"""With more, a step of an implicit GEMM over the channels of one tap is full enough."""
+
+
+def few_channels(p: ConvProblem) -> str | None:
+    return None if p.ic <= MOST_CHANNELS else f"at most {MOST_CHANNELS} input channels are supported (ic={p.ic})"
+
+
+class Stem(TritonPrimitive):
+    tile: Tile
+
+    def __init__(self, name: str, src_layout: Layout, tile: Tile) -> None:
+        self.tile = tile
+        super().__init__(name, "stem", src_layout, Layout.NHWC, (few_channels, ungrouped))
+
+    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
+        p = problem
+        return round_up(p.kh * p.kw * p.ic, depth(element_bytes)), round_up(p.oc, self.tile.columns)
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        from convselect.kernels.triton import stem
+
+        return stem.pack(weight.detach(), self.packed_shape(problem, weight.element_size()))
+
+    def launches(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        tf32: bool,
+    ) -> list[Launch]:  # fmt: skip
+        from convselect.kernels.triton import stem
+
+        return stem.launches(problem, self.tile, src, packed, dst, end, tf32)
+
+
+register(
+    Stem("stem_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 2)),
+    Stem("stem_64x64_nchw_nhwc", Layout.NCHW, Tile(64, 64, 4, 2)),
+    Stem("stem_128x32_nchw_nhwc", Layout.NCHW, Tile(128, 32, 4, 2)),
+)

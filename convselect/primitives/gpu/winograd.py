@@ -1,0 +1,75 @@
+"""Winograd F(2x2, 3x3) and F(4x4, 3x3) in three stages; the transforms in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, round_up
+from convselect.layout import Layout
+from convselect.machine import PRECISIONS
+from convselect.primitive import register
+from convselect.primitives.gpu.base import HALF, TritonPrimitive, element_bytes
+from convselect.primitives.kernel import ungrouped
+from convselect.primitives.winograd import dense, only
+from convselect.problem import ConvProblem
+
+MOST_BYTES = 2**30
+_ALIGNED = 16
+
+
+class Winograd(TritonPrimitive):
+    """F(m x m, 3 x 3). F(4, 3) magnifies the rounding of factors too much for half precision and for TF32, so that it
+    computes in float32 where TF32 is allowed too.
+    """
+
+    tile: Tile
+
+    def __init__(self, m: int, tile: Tile, accuracy: str, bounds: Mapping[str, float]) -> None:
+        self.m, self.tile, self.accuracy, self.bounds = m, tile, accuracy, bounds
+        self.precisions = tuple(precision for precision in PRECISIONS if precision in bounds)
+        rules = (only(3, 3), dense, ungrouped, self._small_workspace)
+        super().__init__(
+            f"winograd_f{m}x{m}_3x3_{tile.rows}x{tile.columns}_nhwc", "winograd", Layout.NHWC, Layout.NHWC, rules
+        )
+
+    def accuracy_at(self, precision: str) -> str:
+        return "default" if precision in HALF else self.accuracy
+
+    def _small_workspace(self, p: ConvProblem) -> str | None:
+        nbytes = self.workspace_bytes(p, 1)
+        return None if nbytes <= MOST_BYTES else f"its transformed tiles would take {nbytes / 2**30:.3g} GiB"
+
+    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int, int]:
+        return (self.m + 2) ** 2, round_up(problem.ic, _ALIGNED), round_up(problem.oc, _ALIGNED)
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
+        p, size = problem, element_bytes(precision)
+        planes, cp, ocp = self.packed_shape(p, size)
+        return planes * p.mb * blocks(p.oh, self.m) * blocks(p.ow, self.m) * (size * cp + 4 * ocp)
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        from convselect.kernels.triton import winograd
+
+        return winograd.pack(weight.detach(), self.m, self.packed_shape(problem, weight.element_size()))
+
+    def launches(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        tf32: bool,
+    ) -> list[Launch]:  # fmt: skip
+        from convselect.kernels.triton import winograd
+
+        rounded = tf32 and self.m == 2
+        return winograd.launches(problem, self.m, self.tile, src, packed, dst, end, rounded)
+
+
+_F2 = {"float32": 2e-6, "tf32": 4e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
+_F4 = {"float32": 5e-6, "tf32": 5e-6}
+
+register(
+    Winograd(2, Tile(128, 64, 4, 4), "strict", _F2),
+    Winograd(2, Tile(64, 64, 4, 4), "strict", _F2),
+    Winograd(4, Tile(128, 64, 4, 4), "default", _F4),
+    Winograd(4, Tile(64, 64, 4, 4), "default", _F4),
+)

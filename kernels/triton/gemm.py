@@ -1,0 +1,74 @@
+"""Matrix products: pointwise convolutions, the products of Winograd's algorithm, those of a matrix of patches.
+
+    dst[i, m, n] = sum over k of a[i, m, k] * b[i, k, n]
+
+Rows lie `*_row` elements apart, matrices `*_batch` (0: the same for all); elements of a row are adjacent.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from convselect.kernels.triton.common import finish
+from convselect.kernels.triton.launch import NOTHING, Epilogue, Launch, Tile, blocks, depth, dot_precision
+
+
+@triton.jit(do_not_specialize=["rows"])
+def gemm(
+    a, b, dst, bias, residual, alpha, beta,
+    rows, columns, inner, a_batch, a_row, b_batch, b_row, dst_batch, dst_row,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
+    BIAS_OF_ROWS: tl.constexpr,
+):  # fmt: skip
+    """A program a tile; within a matrix, columns count fastest."""
+    across = tl.cdiv(columns, BN)
+    tiles = tl.cdiv(rows, BM) * across
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    m = (tile // across).to(rows.dtype) * BM + tl.arange(0, BM)
+    n = (tile % across) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    a += batch * a_batch + m.to(tl.int64)[:, None] * a_row + k[None, :]
+    b += batch * b_batch + k.to(tl.int64)[:, None] * b_row + n[None, :]
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    for begin in range(0, inner, BK):
+        left = tl.load(a, mask=(m < rows)[:, None] & (k < inner - begin)[None, :], other=0.0)
+        right = tl.load(b, mask=(k < inner - begin)[:, None] & (n < columns)[None, :], other=0.0)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        a += BK
+        b += BK * b_row
+    offsets = batch * dst_batch + m.to(tl.int64)[:, None] * dst_row + n[None, :]
+    used_m, used_n = (m < rows)[:, None], (n < columns)[None, :]
+    if BIAS_OF_ROWS:
+        finish(acc, dst, offsets, used_m & used_n, bias, m[:, None], used_m, residual, alpha, beta, ACT)
+    else:
+        finish(acc, dst, offsets, used_m & used_n, bias, n[None, :], used_n, residual, alpha, beta, ACT)
+
+
+class Matrices(NamedTuple):
+    """Matrices in a tensor."""
+
+    data: torch.Tensor
+    row: int
+    batch: int = 0
+
+
+def launches(
+    tile: Tile, size: tuple[int, int, int, int], a: Matrices, b: Matrices, dst: Matrices, tf32: bool,
+    end: Epilogue = NOTHING, bias_of_rows: bool = False,
+) -> list[Launch]:  # fmt: skip
+    """`size`: number of products, rows, columns, inner."""
+    batch, rows, columns, inner = size
+    args = (
+        a.data, b.data, dst.data, *end.args, rows, columns, inner, a.batch, a.row, b.batch, b.row, dst.batch, dst.row,
+    )  # fmt: skip
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BK": depth(a.data.element_size()),
+        "PRECISION": dot_precision(a.data, tf32), "ACT": end.act, "BIAS_OF_ROWS": bias_of_rows,
+    }  # fmt: skip
+    grid = batch * blocks(rows, tile.rows) * blocks(columns, tile.columns)
+    return [Launch(gemm, (grid,), args, constants, tile.warps, tile.stages)]

@@ -1,0 +1,89 @@
+"""`Launch`: a kernel with its arguments, to be started, or compiled for a GPU that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+DEPTH_BYTES = 128
+"""Of a row of a tile in shared memory, what one step of a matrix product reads."""
+
+
+class Tile(NamedTuple):
+    """`rows` x `columns` of a matrix product; `warps` and `stages` as Triton means them."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+    def shared_bytes(self) -> int:
+        """An upper bound on what the stages and the exchange of the result take."""
+        return self.stages * (self.rows + self.columns) * DEPTH_BYTES
+
+
+class Block(NamedTuple):
+    """What a program of a depthwise convolution computes; in NCHW it has one channel."""
+
+    pixels: int
+    channels: int
+    warps: int
+
+
+class Launch(NamedTuple):
+    """`kernel[grid](*args, **constants)`."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 1
+
+    def start(self) -> None:
+        self.kernel[self.grid](*self.args, **self.constants, num_warps=self.warps, num_stages=self.stages)
+
+
+class Epilogue(NamedTuple):
+    """activation(sum + bias + residual). `act` counts as `primitive.ACTIVATIONS` does; residual is as dense as dst."""
+
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    act: int = 0
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.bias, self.residual, self.alpha, self.beta
+
+
+NOTHING = Epilogue()
+
+
+def start(launches: Sequence[Launch], device: torch.device) -> None:
+    """On the current stream of `device`: Triton takes the current device's."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for launch in launches:
+            launch.start()
+
+
+def depth(element_bytes: int) -> int:
+    """Of one step of a matrix product, in elements."""
+    return DEPTH_BYTES // element_bytes
+
+
+def blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def round_up(size: int, multiple: int) -> int:
+    return blocks(size, multiple) * multiple
+
+
+def dot_precision(src: torch.Tensor, tf32: bool) -> str:
+    """`input_precision` of `tl.dot`; half precision has only one."""
+    return "tf32" if tf32 and src.dtype == torch.float32 else "ieee"

@@ -1,0 +1,96 @@
+"""First layers, of few channels: a matrix product over (taps, channels) as one dimension, and the matrix of patches.
+
+    k = (ky * kw + kx) * ic + c
+
+src of any strides; packed  [kp, ocp], kp and ocp rounded up to whole tiles with zeros; dst NHWC.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from convselect.kernels.triton.common import finish, split_index
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, depth, dot_precision
+from convselect.problem import ConvProblem
+
+_GEOMETRY = ["pixels", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw"]
+
+
+@triton.jit
+def _patches(src, rows, k, pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x):
+    """[rows, k] of the matrix of patches, zero outside of it."""
+    n, y, x = split_index(rows, oh, ow)
+    tap = k // ic
+    c = k - tap * ic
+    ky = tap // kw
+    y = (y * sh - ph)[:, None] + (ky * dh)[None, :]
+    x = (x * sw - pw)[:, None] + ((tap - ky * kw) * dw)[None, :]
+    inside = (y >= 0) & (y < ih) & (x >= 0) & (x < iw) & (rows < pixels)[:, None] & (tap < kh * kw)[None, :]
+    offsets = (n.to(tl.int64) * s_n)[:, None] + y.to(tl.int64) * s_y + x.to(tl.int64) * s_x
+    return tl.load(src + offsets + (c.to(tl.int64) * s_c)[None, :], mask=inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=_GEOMETRY)
+def stem(
+    src, packed, dst, bias, residual, alpha, beta,
+    pixels, ic, oc, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x, kp, ocp,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """Axis 0: pixels; axis 1: output channels."""
+    rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    for begin in range(0, kp, BK):
+        k = begin + tl.arange(0, BK)
+        a = _patches(src, rows, k, pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x)
+        acc = tl.dot(a, tl.load(packed + k[:, None] * ocp + columns[None, :]), acc, input_precision=PRECISION)
+    used = (columns < oc)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * oc + columns[None, :]
+    mask = (rows < pixels)[:, None] & used
+    finish(acc, dst, offsets, mask, bias, columns[None, :], used, residual, alpha, beta, ACT)
+
+
+@triton.jit(do_not_specialize=_GEOMETRY)
+def im2row(
+    src, patches,
+    pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x, kp,
+    BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """patches  [pixels, kp]. Axis 0: pixels; axis 1: k."""
+    rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    a = _patches(src, rows, k, pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x)
+    offsets = rows.to(tl.int64)[:, None] * kp + k[None, :]
+    tl.store(patches + offsets, a, mask=(rows < pixels)[:, None] & (k < kp)[None, :])
+
+
+def pack(weight: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """`weight` [oc, ic, kh, kw] in `shape`, that of packed."""
+    packed = weight.new_zeros(shape)
+    packed[: weight[0].numel(), : weight.shape[0]] = weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return packed
+
+
+def _sizes(p: ConvProblem) -> tuple[int, ...]:
+    return p.ih, p.iw, p.oh, p.ow, p.kh, p.kw, p.sh, p.sw, p.ph, p.pw, p.dh, p.dw
+
+
+def launches(
+    p: ConvProblem, tile: Tile, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue, tf32: bool
+) -> list[Launch]:
+    pixels = src.shape[0] * p.oh * p.ow
+    args = (src, packed, dst, *end.args, pixels, p.ic, p.oc, *_sizes(p), *src.stride(), *packed.shape)
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BK": depth(src.element_size()), "PRECISION": dot_precision(src, tf32),
+        "ACT": end.act,
+    }  # fmt: skip
+    grid = (blocks(pixels, tile.rows), blocks(p.oc, tile.columns))
+    return [Launch(stem, grid, args, constants, tile.warps, tile.stages)]
+
+
+def im2row_launches(p: ConvProblem, src: torch.Tensor, patches: torch.Tensor) -> list[Launch]:
+    pixels, kp = patches.shape
+    args = (src, patches, pixels, p.ic, *_sizes(p), *src.stride(), kp)
+    return [Launch(im2row, (blocks(pixels, 32), blocks(kp, 64)), args, {"BM": 32, "BK": 64})]
