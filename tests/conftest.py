@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
+# Triton's kernels run on the GPU if there is one, else in its interpreter; Triton must know when it is imported.
+if not torch.cuda.is_available() or torch.version.hip:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "convselect"
 
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "layout"}),
-    frozenset({"kernels", "problem", "plan", "progress"}),
+    frozenset({"errors", "layout", "problem"}),
+    frozenset({"kernels", "plan", "progress"}),
     frozenset({"machine", "picture", "data"}),
     frozenset({"primitive", "explanation"}),
     frozenset({"timing", "pooling", "options"}),

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from convselect.kernels.triton.common import finish
-from convselect.kernels.triton.launch import NOTHING, Epilogue, Launch, Tile, blocks, depth, dot_precision
+from convselect.kernels.triton.launch import NOTHING, Epilogue, Launch, Tile, blocks, dot_precision
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -67,7 +67,7 @@ def launches(
         a.data, b.data, dst.data, *end.args, rows, columns, inner, a.batch, a.row, b.batch, b.row, dst.batch, dst.row,
     )  # fmt: skip
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BK": depth(a.data.element_size()),
+        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(a.data.element_size()),
         "PRECISION": dot_precision(a.data, tf32), "ACT": end.act, "BIAS_OF_ROWS": bias_of_rows,
     }  # fmt: skip
     grid = batch * blocks(rows, tile.rows) * blocks(columns, tile.columns)

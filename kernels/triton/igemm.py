@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from convselect.kernels.triton.common import finish, source_pixel, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, depth, dot_precision
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision
 from convselect.problem import ConvProblem
 
 _GEOMETRY = ["pixels", "g", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw", "parts"]
@@ -153,7 +153,8 @@ def launches(
     )  # fmt: skip
     tiles = blocks(pixels, tile.rows) * (ocp // tile.columns)
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BK": depth(src.element_size()), "PRECISION": dot_precision(src, tf32),
+        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(src.element_size()),
+        "PRECISION": dot_precision(src, tf32),
     }  # fmt: skip
     if parts == 1:
         kernel, grid = (igemm_persistent, min(tiles, programs)) if programs else (igemm, tiles)

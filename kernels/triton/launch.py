@@ -8,21 +8,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-DEPTH_BYTES = 128
-"""Of a row of a tile in shared memory, what one step of a matrix product reads."""
-
 
 class Tile(NamedTuple):
-    """`rows` x `columns` of a matrix product; `warps` and `stages` as Triton means them."""
+    """`rows` x `columns` of a matrix product; `warps` and `stages` as Triton means them.
+
+    `depth_bytes`: of a row or column of the factors, what one step multiplies; 128 is a line of memory.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    depth_bytes: int = 128
+
+    def depth(self, element_bytes: int) -> int:
+        """Of one step, in elements."""
+        return self.depth_bytes // element_bytes
 
     def shared_bytes(self) -> int:
-        """An upper bound on what the stages and the exchange of the result take."""
-        return self.stages * (self.rows + self.columns) * DEPTH_BYTES
+        """An upper bound on the shared memory that the stages take."""
+        return self.stages * (self.rows + self.columns) * self.depth_bytes
 
 
 class Block(NamedTuple):
@@ -69,11 +74,6 @@ def start(launches: Sequence[Launch], device: torch.device) -> None:
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for launch in launches:
             launch.start()
-
-
-def depth(element_bytes: int) -> int:
-    """Of one step of a matrix product, in elements."""
-    return DEPTH_BYTES // element_bytes
 
 
 def blocks(size: int, block: int) -> int:

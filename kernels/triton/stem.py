@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from convselect.kernels.triton.common import finish, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, depth, dot_precision
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision
 from convselect.problem import ConvProblem
 
 _GEOMETRY = ["pixels", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw"]
@@ -83,8 +83,8 @@ def launches(
     pixels = src.shape[0] * p.oh * p.ow
     args = (src, packed, dst, *end.args, pixels, p.ic, p.oc, *_sizes(p), *src.stride(), *packed.shape)
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BK": depth(src.element_size()), "PRECISION": dot_precision(src, tf32),
-        "ACT": end.act,
+        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(src.element_size()),
+        "PRECISION": dot_precision(src, tf32), "ACT": end.act,
     }  # fmt: skip
     grid = (blocks(pixels, tile.rows), blocks(p.oc, tile.columns))
     return [Launch(stem, grid, args, constants, tile.warps, tile.stages)]

@@ -170,9 +170,9 @@ def launches(
     tiles = src.shape[0] * th * tw
     v = src.new_empty((planes, tiles, cp))
     product = src.new_empty((planes, tiles, ocp), dtype=torch.float32)
-    block = {"M": m, "BT": 4, "BC": 32}
+    block = {"M": m, "BT": 4, "BC": 64}
     first = Launch(
-        transform_source, (blocks(tiles, 4), blocks(cp, 32)),
+        transform_source, (blocks(tiles, 4), blocks(cp, 64)),
         (src, v, tiles, p.ic, cp, p.ih, p.iw, th, tw, p.ph, p.pw), {**block, "B": matrices.b},
     )  # fmt: skip
     products = gemm.launches(
@@ -180,7 +180,7 @@ def launches(
         gemm.Matrices(product, ocp, tiles * ocp), tf32,
     )  # fmt: skip
     last = Launch(
-        transform_product, (blocks(tiles, 4), blocks(p.oc, 32)),
+        transform_product, (blocks(tiles, 4), blocks(p.oc, 64)),
         (product, dst, *end.args, tiles, p.oc, ocp, p.oh, p.ow, th, tw), {**block, "A": matrices.a, "ACT": end.act},
     )  # fmt: skip
     return [first, *products, last]

@@ -85,10 +85,13 @@ class TritonPrimitive(Primitive):
             return reason
         if machine.precision not in self.precisions:
             return f"only {' and '.join(self.precisions)} are supported (this is {machine.precision})"
-        shared = self.tile.shared_bytes() if self.tile else 0
-        if 0 < machine.l1d_bytes < shared:
+        if 0 < machine.l1d_bytes < (shared := self.shared_bytes()):
             return f"its tiles take {shared} bytes of shared memory, and a block of this GPU has {machine.l1d_bytes}"
         return next((reason for rule in self._rules if (reason := rule(problem))), None)
+
+    def shared_bytes(self) -> int:
+        """An upper bound on the shared memory of a block."""
+        return self.tile.shared_bytes() if self.tile else 0
 
     @abstractmethod
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]: ...

@@ -60,8 +60,10 @@ class Merged(ImplicitGemm):
         return super().launches(self._merge(problem), src, packed, dst, end, tf32)
 
 
+_WIDE, _NARROW = Tile(64, 64, 4, 4, depth_bytes=64), Tile(128, 32, 8, 4, depth_bytes=64)
+
 register(
-    ImplicitGemm("grouped_64x64_nhwc", Tile(64, 64, 4, 4), family="grouped", rules=(several_groups,)),
-    ImplicitGemm("grouped_128x32_nhwc", Tile(128, 32, 4, 4), family="grouped", rules=(several_groups,)),
-    Merged("grouped_merged_nhwc", Tile(128, 32, 4, 4), family="grouped", rules=(several_groups, mergeable)),
+    ImplicitGemm("grouped_64x64_nhwc", _WIDE, family="grouped", rules=(several_groups,)),
+    ImplicitGemm("grouped_128x32_nhwc", _NARROW, family="grouped", rules=(several_groups,)),
+    Merged("grouped_merged_nhwc", _NARROW, family="grouped", rules=(several_groups, mergeable)),
 )

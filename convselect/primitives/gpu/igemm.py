@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, depth, round_up
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS
 from convselect.primitive import register
@@ -31,11 +31,14 @@ class ImplicitGemm(TritonPrimitive):
         nbytes = self.workspace_bytes(p, 1)
         return None if nbytes <= MOST_PARTIAL_BYTES else f"its partial sums would take {nbytes / 2**30:.3g} GiB"
 
+    def shared_bytes(self) -> int:
+        exchange = 4 * self.tile.rows * self.tile.columns if self.persistent else 0
+        return super().shared_bytes() + exchange  # the result is stored while the next tile's factors arrive
+
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]:
         p = problem
-        return (
-            p.g, p.kh * p.kw, round_up(p.ic // p.g, depth(element_bytes)), round_up(p.oc // p.g, self.tile.columns)
-        )  # fmt: skip
+        icp, ocp = round_up(p.ic // p.g, self.tile.depth(element_bytes)), round_up(p.oc // p.g, self.tile.columns)
+        return p.g, p.kh * p.kw, icp, ocp
 
     def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
         if self.parts == 1:
@@ -65,7 +68,7 @@ register(
     ImplicitGemm("igemm_128x128_nhwc", Tile(128, 128, 8, 3)),
     ImplicitGemm("igemm_128x64_nhwc", Tile(128, 64, 4, 4)),
     ImplicitGemm("igemm_64x128_nhwc", Tile(64, 128, 4, 4)),
-    ImplicitGemm("igemm_128x32_nhwc", Tile(128, 32, 4, 4)),
+    ImplicitGemm("igemm_128x32_nhwc", Tile(128, 32, 4, 4, depth_bytes=64)),
     ImplicitGemm("igemm_64x64_nhwc", Tile(64, 64, 4, 4)),
     ImplicitGemm("igemm_128x128_persistent_nhwc", Tile(128, 128, 8, 3), persistent=True),
     ImplicitGemm("igemm_128x64_persistent_nhwc", Tile(128, 64, 4, 4), persistent=True),

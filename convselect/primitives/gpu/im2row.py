@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, depth, round_up
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.primitive import register
 from convselect.primitives.gpu.base import TritonPrimitive, element_bytes
@@ -27,7 +27,7 @@ class Im2row(TritonPrimitive):
 
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
         p = problem
-        return round_up(p.kh * p.kw * p.ic, depth(element_bytes)), round_up(p.oc, self.tile.columns)
+        return round_up(p.kh * p.kw * p.ic, self.tile.depth(element_bytes)), round_up(p.oc, self.tile.columns)
 
     def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
         p, size = problem, element_bytes(precision)

@@ -61,6 +61,6 @@ register(
     Pointwise("pointwise_128x64_nhwc", Layout.NHWC, Tile(128, 64, 4, 4)),
     Pointwise("pointwise_64x128_nhwc", Layout.NHWC, Tile(64, 128, 4, 4)),
     Pointwise("pointwise_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 4)),
-    Pointwise("pointwise_128x64_nchw", Layout.NCHW, Tile(128, 64, 4, 4)),
-    Pointwise("pointwise_64x128_nchw", Layout.NCHW, Tile(64, 128, 4, 4)),
+    Pointwise("pointwise_128x64_nchw", Layout.NCHW, Tile(128, 64, 8, 4)),
+    Pointwise("pointwise_64x128_nchw", Layout.NCHW, Tile(64, 128, 8, 4)),
 )

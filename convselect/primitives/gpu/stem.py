@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, depth, round_up
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.primitive import register
 from convselect.primitives.gpu.base import TritonPrimitive
@@ -28,7 +28,7 @@ class Stem(TritonPrimitive):
 
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
         p = problem
-        return round_up(p.kh * p.kw * p.ic, depth(element_bytes)), round_up(p.oc, self.tile.columns)
+        return round_up(p.kh * p.kw * p.ic, self.tile.depth(element_bytes)), round_up(p.oc, self.tile.columns)
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import stem
@@ -47,5 +47,5 @@ class Stem(TritonPrimitive):
 register(
     Stem("stem_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 2)),
     Stem("stem_64x64_nchw_nhwc", Layout.NCHW, Tile(64, 64, 4, 2)),
-    Stem("stem_128x32_nchw_nhwc", Layout.NCHW, Tile(128, 32, 4, 2)),
+    Stem("stem_128x32_nchw_nhwc", Layout.NCHW, Tile(128, 32, 8, 2)),
 )

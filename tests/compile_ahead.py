@@ -1,0 +1,101 @@
+"""Compiles what the GPU primitives launch for a GPU that is not there: `compile_ahead.py 90 float16 float32`.
+
+Prints a JSON list, an entry a kernel: {"primitive", "precision", "kernel", "registers", "stack_bytes",
+"shared_bytes", "bound_bytes", "wgmma"}. Runs in a process of its own, since Triton either interprets or compiles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from gpu import DTYPES, TRITON, epilogue, machine
+from triton.backends.compiler import GPUTarget
+
+from convselect.layout import strides
+from convselect.primitive import Activation
+from convselect.problem import ConvProblem
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+PROBLEMS = [
+    ConvProblem(2, 1, 64, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 256, 14, 14, 512, 1, 1),
+    ConvProblem(2, 96, 96, 28, 28, 96, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
+    ConvProblem(2, 32, 128, 28, 28, 128, 3, 3, 1, 1, 1, 1),
+]  # fmt: skip
+"""Of real networks. Each primitive is compiled for the first that it takes, with bias, residual and activation."""
+
+
+class Driver:
+    """What Triton's launcher asks of a driver before it launches."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack, where spilled registers go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        found = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+)", found)
+    assert match, found
+    return int(match[1]), int(match[2])
+
+
+def compiled(capability: int, precision: str) -> list[dict[str, object]]:
+    entries, seen = [], set()
+    for primitive in TRITON:
+        able = [p for p in PROBLEMS if primitive.refusal(p, machine(precision, capability)) is None]
+        if not able:
+            assert primitive.refusal(PROBLEMS[0], machine(precision, capability)), "no problem for this primitive"
+            continue
+        p, dtype = able[0], DTYPES[precision]
+
+        def meta(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty(size, dtype=dtype, device="meta")
+
+        def activations(size: tuple[int, int, int, int], layout, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty_strided(size, strides(size, layout), dtype=dtype, device="meta")
+
+        src = activations((p.mb, p.ic, p.ih, p.iw), primitive.src_layout)
+        dst = activations((p.mb, p.oc, p.oh, p.ow), primitive.dst_layout)
+        packed = primitive.prepack(p, meta(p.oc, p.ic // p.g, p.kh, p.kw))
+        end = epilogue(Activation("relu"), meta(p.oc), torch.empty_like(dst))
+        for launch in primitive.launches(p, src, packed, dst, end, precision == "tf32"):
+            kernel = launch.kernel.warmup(
+                *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
+            )
+            if kernel.hash in seen:
+                continue
+            seen.add(kernel.hash)
+            registers, stack = resources(kernel.asm["cubin"])
+            entries.append({
+                "primitive": primitive.name, "precision": precision, "kernel": kernel.metadata.name,
+                "registers": registers, "stack_bytes": stack, "shared_bytes": kernel.metadata.shared,
+                "bound_bytes": primitive.shared_bytes(),
+                "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+            })  # fmt: skip
+    return entries
+
+
+if __name__ == "__main__":
+    capability = int(sys.argv[1])
+    triton.runtime.driver.set_active(Driver(capability))
+    print(json.dumps([entry for precision in sys.argv[2:] for entry in compiled(capability, precision)]))

@@ -1,0 +1,102 @@
+"""GPU primitives where there is no GPU: Triton's interpreter, machines that are not there, buffers that are watched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from convselect.layout import Layout, strides
+from convselect.machine import Gpu
+from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, primitives
+from convselect.primitives.gpu.base import TritonPrimitive, epilogue
+from convselect.problem import ConvProblem
+
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # conftest.py decides
+
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TRITON = [primitive for primitive in primitives("cuda") if isinstance(primitive, TritonPrimitive)]
+
+
+def machine(precision: str = "float32", capability: int = 90, triton: str = "3.6.0") -> Gpu:
+    """An H200's numbers, or an A100's."""
+    shared = {80: 166912, 90: 232448}.get(capability, 101376)
+    return Gpu(
+        "cuda", f"a GPU of capability {capability}", f"sm_{capability}", 132, 1, shared, 50 * 2**20, 0, precision,
+        1980000, 3201000, 6144, 140 * 2**30, 13000, 91002, triton,
+    )  # fmt: skip
+
+
+def able(p: ConvProblem, precision: str = "float32") -> list[TritonPrimitive]:
+    return [primitive for primitive in TRITON if primitive.refusal(p, machine(precision)) is None]
+
+
+GUARD = 1024
+"""Elements of NaN before and after each buffer that a primitive allocates."""
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Buffers that `launches` and `run` allocate are full of NaN, and nothing is written outside of them."""
+    buffers = []
+
+    def new_empty_strided(like, size, stride, dtype=None):
+        count = 1
+        for n in size:
+            count *= n
+        whole = torch.full((count + 2 * GUARD,), float("nan"), dtype=dtype or like.dtype, device=like.device)
+        buffers.append(whole)
+        return whole.as_strided(size, stride, GUARD)
+
+    def new_empty(like, size, dtype=None, **other):
+        if other:  # the interpreter's own
+            return kept[1](like, size, dtype=dtype, **other)
+        dense = [1] * len(size)
+        for i in range(len(size) - 2, -1, -1):
+            dense[i] = dense[i + 1] * size[i + 1]
+        return new_empty_strided(like, size, dense, dtype)
+
+    kept = torch.Tensor.new_empty_strided, torch.Tensor.new_empty
+    torch.Tensor.new_empty_strided, torch.Tensor.new_empty = new_empty_strided, new_empty
+    try:
+        yield
+    finally:
+        torch.Tensor.new_empty_strided, torch.Tensor.new_empty = kept
+    for whole in buffers:
+        assert whole[:GUARD].isnan().all(), "written before a buffer"
+        assert whole[-GUARD:].isnan().all(), "written after a buffer"
+
+
+def to(x: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    return x.new_empty_strided(x.shape, strides(x.shape, layout), dtype=dtype, device=DEVICE).copy_(x)
+
+
+def run(
+    primitive: TritonPrimitive,
+    p: ConvProblem,
+    dtype: torch.dtype,
+    src: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: Activation = IDENTITY,
+) -> torch.Tensor:
+    """On the CPU, f64. The operands are rounded to `dtype` first, as the caller's reference must be."""
+    own = weight.to(DEVICE, dtype, copy=True)
+    packed = primitive.prepack(p, own)
+    assert packed.shape == primitive.packed_shape(p, own.element_size())
+    own.fill_(float("nan"))  # packed must not alias it
+    source = to(src, primitive.src_layout, dtype)
+    shift = None if bias is None else bias.to(DEVICE, dtype)
+    rest = None if residual is None else to(residual, primitive.dst_layout, dtype)
+    with watched():
+        dst = primitive.run(p, activation, source, packed, shift, rest)
+    size = (src.shape[0], p.oc, p.oh, p.ow)
+    assert dst.shape == size
+    assert dst.stride() == strides(size, primitive.dst_layout)
+    return dst.cpu().double()
+
+
+__all__ = ["ACTIVATIONS", "DEVICE", "DTYPES", "TRITON", "able", "epilogue", "machine", "run", "to", "watched"]

@@ -1,0 +1,76 @@
+"""Every Triton primitive compiled ahead of time for an A100 (sm_80) and an H100 or H200 (sm_90)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from gpu import TRITON, machine
+
+PRECISIONS = {80: ("float16", "float32"), 90: ("float16", "tf32", "float32")}
+MOST_SHARED_BYTES = {80: 166912, 90: 232448}
+"""Of one block, by NVIDIA's tables of compute capabilities."""
+MOST_STACK_BYTES = 256
+"""Where registers are spilled to; a tile of 128x256 with a residual takes 224 on sm_90."""
+PRODUCTS = {"igemm", "igemm_persistent", "igemm_part", "gemm", "stem"}
+
+Entry = dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Entry]]:
+    """By capability; the two are compiled side by side."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    running = {
+        capability: subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("compile_ahead.py"), str(capability), *precisions],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for capability, precisions in PRECISIONS.items()
+    }  # fmt: skip
+    found = {}
+    for capability, process in running.items():
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+        found[capability] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize("capability", PRECISIONS)
+def test_the_primitives_compile(entries: dict[int, list[Entry]], capability: int) -> None:
+    """Kernels that two primitives share are there once."""
+    for precision in PRECISIONS[capability]:
+        here = [entry for entry in entries[capability] if entry["precision"] == precision]
+        assert len(here) >= 25
+        assert {entry["kernel"] for entry in here} >= PRODUCTS | {"depthwise_nhwc", "depthwise_nchw", "im2row"}
+
+
+@pytest.mark.parametrize("capability", PRECISIONS)
+def test_registers_and_shared_memory(entries: dict[int, list[Entry]], capability: int) -> None:
+    for entry in entries[capability]:
+        assert entry["stack_bytes"] <= MOST_STACK_BYTES, entry
+        assert entry["shared_bytes"] <= MOST_SHARED_BYTES[capability], entry
+        if entry["kernel"] in PRODUCTS:
+            assert entry["shared_bytes"] <= entry["bound_bytes"], f"the refusal goes by less than it takes: {entry}"
+
+
+def test_products_run_on_hoppers_matrix_units(entries: dict[int, list[Entry]]) -> None:
+    for entry in entries[90]:
+        if entry["kernel"] in PRODUCTS:
+            # F(4, 3) computes in float32 where TF32 is allowed, too.
+            rounded = entry["precision"] != "float32" and not str(entry["primitive"]).startswith("winograd_f4x4")
+            assert entry["wgmma"] == rounded, entry
+
+
+def test_no_primitive_is_too_large_for_these_gpus() -> None:
+    for capability, most in MOST_SHARED_BYTES.items():
+        assert machine(capability=capability).l1d_bytes == most
+    assert max(primitive.shared_bytes() for primitive in TRITON) <= min(MOST_SHARED_BYTES.values())
