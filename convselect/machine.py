@@ -42,7 +42,7 @@ class Machine:
 
     @property
     def _kernels(self) -> str:
-        return kernels.binary_hash()
+        return str(kernels.binary_hash())
 
     def __str__(self) -> str:
         return f"{self.name}, {self.isa}, {self.threads} of {self.cores} cores"
@@ -71,7 +71,7 @@ class Gpu(Machine):
 
     @property
     def _kernels(self) -> str:
-        return kernels.triton_hash()
+        return str(kernels.triton_hash())
 
     def __str__(self) -> str:
         return f"{self.name}, {self.isa}, {self.cores} multiprocessors, {self.precision}"
@@ -125,9 +125,14 @@ def _triton_version() -> str:
         return ""
 
 
+def _cudnn_version() -> int:
+    return torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+
+
 def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
     """The GPU that torch calls "cuda:`device`", for convolutions of `dtype`."""
     found: Any = torch.cuda.get_device_properties(device)
+    cuda: Any = torch._C  # a build for CPUs lacks its functions
     amd = torch.version.hip is not None
     isa = found.gcnArchName.split(":")[0] if amd else f"sm_{found.major}{found.minor}"
     precision = str(dtype).removeprefix("torch.")
@@ -143,5 +148,5 @@ def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
         known("L2_cache_size"), 0, precision,
         clock_khz=known("clock_rate"), memory_clock_khz=known("memory_clock_rate"),
         memory_bus_bits=known("memory_bus_width"), memory_bytes=found.total_memory,
-        driver=torch._C._cuda_getDriverVersion(), cudnn=torch.backends.cudnn.version() or 0, triton=_triton_version(),
+        driver=cuda._cuda_getDriverVersion(), cudnn=_cudnn_version(), triton=_triton_version(),
     )  # fmt: skip

@@ -18,7 +18,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "picture", "data"}),
     frozenset({"primitive", "explanation"}),
     frozenset({"timing", "pooling", "options"}),
-    frozenset({"primitives", "costs", "selection"}),
+    frozenset({"primitives", "costs", "selection", "gpu_timing"}),
     frozenset({"graph", "operator_timing", "study"}),
     frozenset({"profiling", "calibration", "runtime"}),
     frozenset({"planning"}),

@@ -55,6 +55,7 @@ def explain(
 @click.option("--problem", help="Say for each whether it can run this problem, and if not, why.")
 def primitives(device: str, problem: str | None) -> None:
     """List the primitives: the ways to compute a convolution."""
+    import torch
     from rich.console import Console
     from rich.table import Table
 
@@ -69,7 +70,7 @@ def primitives(device: str, problem: str | None) -> None:
     table = Table(box=None, pad_edge=False)
     for head in ("primitive", "family", "layouts", "accuracy", "error bound", *(["this problem"] if asked else [])):
         table.add_column(head, overflow="fold")
-    here = machine.cpu()
+    here = machine.gpu() if device == "cuda" and torch.cuda.is_available() else machine.cpu()
     for primitive in convselect.primitives(device=device):
         cells = [
             primitive.name, primitive.family, f"{primitive.src_layout} -> {primitive.dst_layout}", primitive.accuracy,

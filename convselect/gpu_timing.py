@@ -1,0 +1,127 @@
+"""Times of GPU primitives, by events around replays of CUDA graphs: the host's clock would see its own launches.
+
+A graph holds several calls of one primitive, each with its own copy of the packed weights, so that together they
+exceed the L2 and weights come from memory as they do in a network; the source stays where the layer before left it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from convselect.machine import Gpu
+from convselect.primitive import Activation, Primitive
+from convselect.problem import ConvProblem
+from convselect.timing import ABANDON, robust_ms
+
+_RELU = Activation("relu")
+_MOST_CALLS = 32
+_LEAST_CALLS = 4
+_WARM_UPS = 3
+"""Runs before capture: Triton compiles in the first, cuDNN chooses its algorithm."""
+
+
+class Device(Protocol):
+    """What timing asks of CUDA."""
+
+    device: torch.device
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        """`run` on the stream that capture will use."""
+
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Records `run`; what is returned replays it."""
+
+    def elapsed_ms(self, run: Callable[[], None]) -> float:
+        """Of `run` on the GPU."""
+
+
+class Cuda:
+    """A GPU that is there."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.device = torch.device("cuda", index)
+        with torch.cuda.device(self.device):
+            self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def _current(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream)
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self._current():
+            for _ in range(_WARM_UPS):
+                run()
+        self._stream.synchronize()
+
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            run()
+        return graph.replay
+
+    def elapsed_ms(self, run: Callable[[], None]) -> float:
+        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        with self._current():
+            start.record()
+            run()
+            end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+class GpuTimer:
+    """The GPU's counterpart of `timing.PrimitiveTimer`. Epilogue: bias and ReLU."""
+
+    def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device) -> None:
+        self.machine, self.dtype, self._device = machine, dtype, device
+
+    def calls(self, problem: ConvProblem) -> int:
+        """Of a graph: enough for twice the L2."""
+        size = self.dtype.itemsize
+        touched = (problem.weight_bytes + problem.dst_bytes) // 4 * size
+        return max(_LEAST_CALLS, min(_MOST_CALLS, -(-2 * self.machine.l2_bytes // touched)))
+
+    def time_primitives(
+        self, problem: ConvProblem, primitives: Sequence[Primitive], *, rounds: int = 7, abandon: float = ABANDON
+    ) -> dict[str, float]:
+        """Primitive -> milliseconds of one call; interleaved over `rounds`. The primitives must accept the problem.
+
+        One that is beyond `abandon` times the best in the first round is not timed again.
+        """
+        with torch.inference_mode():
+            return self._time(problem, primitives, rounds, abandon)
+
+    def _time(self, p: ConvProblem, primitives: Sequence[Primitive], rounds: int, abandon: float) -> dict[str, float]:
+        def draw(*size: int) -> torch.Tensor:
+            return torch.rand(size, device=self._device.device, dtype=self.dtype) - 0.5
+
+        weight, bias, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.oc), draw(p.mb, p.ic, p.ih, p.iw)
+        calls = self.calls(p)
+        replays = []
+        for primitive in primitives:
+            src = plain.contiguous(memory_format=primitive.src_layout.memory_format)
+            packs = [primitive.prepack(p, weight) for _ in range(calls)]
+
+            def run(
+                primitive: Primitive = primitive, src: torch.Tensor = src, packs: list[torch.Tensor] = packs
+            ) -> None:
+                for packed in packs:
+                    primitive.run(p, _RELU, src, packed, bias, None)
+
+            self._device.warm_up(run)
+            replays.append(self._device.capture(run))
+        times = np.full((rounds, len(replays)), np.nan)
+        for number in range(rounds):
+            first = times[0]
+            for step in range(len(replays)):
+                index = (number + step) % len(replays)
+                if number and first[index] > abandon * np.nanmin(first):
+                    continue
+                times[number, index] = self._device.elapsed_ms(replays[index]) / calls
+        return {q.name: float(ms) for q, ms in zip(primitives, robust_ms(times), strict=True)}

@@ -1,0 +1,128 @@
+"""The prior for GPUs puts candidates in a sensible order; timing divides, interleaves and abandons as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from gpu import machine
+
+from convselect.costs import roofline
+from convselect.gpu_timing import GpuTimer
+from convselect.layout import Layout
+from convselect.primitive import Primitive, primitives
+from convselect.problem import ConvProblem
+
+EARLY = ConvProblem(32, 1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
+DEEP = ConvProblem(1, 1, 512, 7, 7, 512, 3, 3, 1, 1, 1, 1)
+
+
+def ms(p: ConvProblem, precision: str = "float16") -> dict[str, float]:
+    here = machine(precision)
+    able = [q for q in primitives("cuda") if q.family != "aten" and q.refusal(p, here) is None]
+    row = roofline.primitives_ms([p], [(q.name, q.family) for q in able], here)[0]
+    return dict(zip([q.name for q in able], row.tolist(), strict=True))
+
+
+def test_every_prediction_is_a_time() -> None:
+    for p in (EARLY, DEEP, replace(EARLY, g=64), replace(EARLY, g=8), replace(EARLY, ic=3), replace(DEEP, kh=1, kw=1)):
+        for precision in ("float32", "tf32", "float16", "bfloat16"):
+            times = ms(p, precision)
+            assert times
+            assert all(roofline.LAUNCH_MS <= t < 100 for t in times.values())
+            more = ms(p.with_batch(4 * p.mb), precision)
+            assert all(more[name] >= times[name] for name in times if name in more)
+
+
+def test_few_pixels_of_many_channels_are_split() -> None:
+    times = ms(DEEP)
+    assert times["igemm_64x64_split16_nhwc"] < times["igemm_64x64_split4_nhwc"] < times["igemm_64x64_nhwc"]
+    assert times["igemm_64x64_nhwc"] < times["igemm_128x256_nhwc"]
+    many = ms(EARLY)
+    assert many["igemm_64x64_split16_nhwc"] > many["igemm_64x64_nhwc"]
+
+
+def test_winograd_pays_in_float32_only() -> None:
+    p = replace(EARLY, ic=256, oc=256, ih=28, iw=28)
+    single, half = ms(p, "float32"), ms(p, "float16")
+    assert min(single, key=lambda name: single[name]).startswith("winograd_f4x4")
+    assert not min(half, key=lambda name: half[name]).startswith("winograd")
+
+
+def test_what_torch_does_not_tell_has_defaults() -> None:
+    bare = replace(machine(), clock_khz=0, memory_clock_khz=0, memory_bus_bits=0)
+    assert roofline.primitives_ms([EARLY], [("igemm_64x64_nhwc", "igemm")], bare)[0, 0] > 0
+    assert roofline.Rates.of(replace(bare, isa="gfx942")).fma > 0
+
+
+class Named(Primitive):
+    device, src_layout, dst_layout = "cuda", Layout.NHWC, Layout.NHWC
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = self.family = name
+        self.log = log
+
+    def refusal(self, problem, machine):
+        return None
+
+    def workspace_bytes(self, problem, threads):
+        return 0
+
+    def packed_bytes(self, problem):
+        return problem.weight_bytes
+
+    def prepack(self, problem, weight):
+        return weight.clone()
+
+    def run(self, problem, activation, src, packed, bias, residual):
+        assert src.is_contiguous(memory_format=torch.channels_last)
+        assert activation.kind == "relu"
+        assert bias is not None
+        self.log.append(self.name)
+        return src
+
+
+class FakeDevice:
+    """Every call takes 1 ms for each letter of its name; a replay runs nothing again."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, log: list[str]) -> None:
+        self.log, self.replayed = log, []
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        run()
+        self.log.clear()
+
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        run()
+        captured = list(self.log)
+        self.log.clear()
+        return lambda: self.replayed.append(captured)
+
+    def elapsed_ms(self, run: Callable[[], None]) -> float:
+        run()
+        return float(sum(map(len, self.replayed[-1])))
+
+
+def test_timer() -> None:
+    log: list[str] = []
+    device = FakeDevice(log)
+    timer = GpuTimer(machine("float32"), torch.float32, device)
+    p = ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1)
+    found = timer.time_primitives(p, [Named(name, log) for name in ("ab", "abc", 20 * "x")], rounds=4)
+    assert found == pytest.approx({"ab": 2.0, "abc": 3.0, 20 * "x": 20.0})
+    order = [calls[0] for calls in device.replayed]
+    assert {len(calls) for calls in device.replayed} == {timer.calls(p)}
+    assert order[:3] == ["ab", "abc", 20 * "x"]
+    assert order[3:] == ["abc", "ab", "ab", "abc", "ab", "abc"], "the slow one is abandoned, the others take turns"
+
+
+def test_calls_cover_the_l2() -> None:
+    timer = GpuTimer(machine("float16"), torch.float16, FakeDevice([]))
+    assert timer.calls(ConvProblem(1, 1, 8, 4, 4, 8, 1, 1)) == 32
+    assert timer.calls(ConvProblem(64, 1, 256, 56, 56, 256, 1, 1)) == 4
+    p = ConvProblem(1, 1, 512, 14, 14, 1024, 3, 3)
+    assert 0 <= timer.calls(p) * (p.weight_bytes + p.dst_bytes) // 2 - 2 * 50 * 2**20 < p.weight_bytes
