@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from convselect.machine import Gpu
+from convselect.machine import Gpu, gpu
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
 from convselect.timing import ABANDON, robust_ms
@@ -60,8 +60,10 @@ class Cuda:
 
     def capture(self, run: Callable[[], object]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with self._current():  # `torch.cuda.graph` would also collect garbage and empty the allocator's cache
+            graph.capture_begin(capture_error_mode="thread_local")
             run()
+            graph.capture_end()
         return graph.replay
 
     def elapsed_ms(self, run: Callable[[], None]) -> float:
@@ -80,6 +82,13 @@ class GpuTimer:
 
     def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device) -> None:
         self.machine, self.dtype, self._device = machine, dtype, device
+
+    @classmethod
+    def here(cls, dtype: torch.dtype = torch.float32, index: int = 0) -> GpuTimer:
+        """Of the GPU "cuda:`index`". Raises `ValueError` where torch finds none."""
+        if not torch.cuda.is_available():
+            raise ValueError("device is 'cuda', but torch finds no GPU that it can use")
+        return cls(gpu(index, dtype), dtype, Cuda(index))
 
     def calls(self, problem: ConvProblem) -> int:
         """Of a graph: enough for twice the L2."""

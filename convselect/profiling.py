@@ -16,6 +16,7 @@ import torch
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.data import read_problems
+from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine, cpu
 from convselect.operator_timing import time_operators
 from convselect.primitive import Primitive, primitives
@@ -71,6 +72,7 @@ def profile(
     problems: Sequence[ConvProblem] | None = None,
     candidates: Sequence[Primitive] | None = None,
     *,
+    timer: PrimitiveTimer | GpuTimer | None = None,
     threads: int | None = None,
     budget_s: float | None = None,
     rounds: int = 7,
@@ -85,7 +87,8 @@ def profile(
 
     Args:
         problems: default the shipped grid.
-        candidates: default all registered CPU primitives.
+        candidates: default all registered primitives of the timer's device.
+        timer: of a GPU, whose operators are not timed; default the CPU's.
         threads: default torch's current number.
         budget_s: seconds after which no further problem is begun.
         progress: a progress bar on stderr; None when it is a terminal.
@@ -94,16 +97,17 @@ def profile(
         ValueError: `out` exists and is not such a table, or is not writable as a file.
     """
     problems = list(dict.fromkeys(read_problems() if problems is None else problems))
-    candidates = primitives("cpu") if candidates is None else candidates
     if out.suffix != ".parquet":
         raise ValueError(f"the profile is to be written to {str(out)!r}, must end in .parquet")
     start = time.perf_counter()
     deadline = None if budget_s is None else start + budget_s
     with _threads(threads):
-        machine = cpu()
         table = _Table(out, _SCHEMA)
-        _profile_operators(operators_path(out), machine, None if budget_s is None else start + 0.1 * budget_s)
-        timer = PrimitiveTimer(machine)
+        if timer is None:
+            timer = PrimitiveTimer(cpu())
+            _profile_operators(operators_path(out), timer.machine, None if budget_s is None else start + 0.1 * budget_s)
+        machine = timer.machine
+        candidates = primitives(machine.device) if candidates is None else candidates
         done = table.keys((*_DIMENSIONS, "primitive"), machine)
         todo = []
         for problem in problems:

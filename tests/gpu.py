@@ -76,14 +76,15 @@ def to(x: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
 def run(
     primitive: TritonPrimitive,
     p: ConvProblem,
-    dtype: torch.dtype,
+    precision: str,
     src: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: Activation = IDENTITY,
 ) -> torch.Tensor:
-    """On the CPU, f64. The operands are rounded to `dtype` first, as the caller's reference must be."""
+    """On the CPU, f64. The operands are rounded to the dtype first, as the caller's reference must be."""
+    dtype = DTYPES[precision]
     own = weight.to(DEVICE, dtype, copy=True)
     packed = primitive.prepack(p, own)
     assert packed.shape == primitive.packed_shape(p, own.element_size())
@@ -91,8 +92,13 @@ def run(
     source = to(src, primitive.src_layout, dtype)
     shift = None if bias is None else bias.to(DEVICE, dtype)
     rest = None if residual is None else to(residual, primitive.dst_layout, dtype)
-    with watched():
-        dst = primitive.run(p, activation, source, packed, shift, rest)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        with watched():
+            dst = primitive.run(p, activation, source, packed, shift, rest)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
     size = (src.shape[0], p.oc, p.oh, p.ow)
     assert dst.shape == size
     assert dst.stride() == strides(size, primitive.dst_layout)

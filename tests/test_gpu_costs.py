@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gpu import machine
 
-from convselect.costs import roofline
+from convselect import profiling
+from convselect.costs import roofline, tables
 from convselect.gpu_timing import GpuTimer
 from convselect.layout import Layout
 from convselect.primitive import Primitive, primitives
@@ -118,6 +121,26 @@ def test_timer() -> None:
     assert {len(calls) for calls in device.replayed} == {timer.calls(p)}
     assert order[:3] == ["ab", "abc", 20 * "x"]
     assert order[3:] == ["abc", "ab", "ab", "abc", "ab", "abc"], "the slow one is abandoned, the others take turns"
+
+
+def test_a_profile_of_a_gpu(tmp_path: Path) -> None:
+    log: list[str] = []
+    problems = [ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 8, 4, 4, 8, 1, 1)]
+    timer = GpuTimer(machine("float32"), torch.float32, FakeDevice(log))
+    named = [Named(name, log) for name in ("ab", "abc")]
+    out = tmp_path / "gpu.parquet"
+    assert profiling.profile(out, problems, named, timer=timer, progress=False).timings == 4
+    assert profiling.profile(out, problems, named, timer=timer, progress=False).skipped == 2
+    table = tables.read([out])
+    assert table.machines == (str(timer.machine),) * 2
+    assert table.ms == pytest.approx(np.array([[2.0, 3.0]] * 2))
+    assert not profiling.operators_path(out).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_to_time() -> None:
+    with pytest.raises(ValueError, match="no GPU"):
+        GpuTimer.here()
 
 
 def test_calls_cover_the_l2() -> None:

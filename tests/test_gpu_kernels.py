@@ -48,7 +48,7 @@ def rounded(data: Data, precision: str) -> Data:
 def test_agrees_with_float64(p: ConvProblem) -> None:
     data = Data(p)
     for primitive in able(p):
-        got = run(primitive, p, torch.float32, data.src, data.weight)
+        got = run(primitive, p, "float32", data.src, data.weight)
         assert error(got, data.conv) <= primitive.error_bound, primitive.name
 
 
@@ -61,7 +61,7 @@ def test_other_precisions_with_an_epilogue(p: ConvProblem, precision: str) -> No
         if precision == "bfloat16" and primitive.tile and DEVICE.type == "cpu":
             continue  # the interpreter multiplies the bits of bfloat16 matrices as if they were integers
         got = run(
-            primitive, p, DTYPES[precision], data.src, data.weight, data.bias, data.residual, Activation("relu")
+            primitive, p, precision, data.src, data.weight, data.bias, data.residual, Activation("relu")
         )  # fmt: skip
         assert error(got, want.relu()) <= primitive.error_bound_at(precision), primitive.name
 
@@ -71,7 +71,7 @@ def test_integers_are_exact(p: ConvProblem) -> None:
     data = Data(p, integers=True)
     for primitive in able(p):
         if primitive.family in EXACT_FAMILIES:
-            got = run(primitive, p, torch.float32, data.src, data.weight, data.bias, data.residual)
+            got = run(primitive, p, "float32", data.src, data.weight, data.bias, data.residual)
             assert torch.equal(got, data.sum), primitive.name
 
 
@@ -86,7 +86,7 @@ def test_activations(kind: str) -> None:
     used = [primitive for primitive in able(p) if primitive.name in names]
     assert len(used) == len(names)
     for primitive in used:
-        got = run(primitive, p, torch.float32, data.src, data.weight, data.bias, None, activation)
+        got = run(primitive, p, "float32", data.src, data.weight, data.bias, None, activation)
         assert error(got, want) <= primitive.error_bound + 5e-7, primitive.name
 
 
@@ -99,7 +99,7 @@ def test_non_finite_in_non_finite_out(p: ConvProblem, value: float) -> None:
     src[-1, p.ic // 2, p.ih // 2, p.iw // 2] = value
     reached = ~data.convolve(p, src).isfinite()
     for primitive in able(p)[::3]:
-        got = run(primitive, p, torch.float32, src, data.weight, data.bias, None, Activation("relu"))
+        got = run(primitive, p, "float32", src, data.weight, data.bias, None, Activation("relu"))
         assert got[reached & (data.convolve(p, src) != float("-inf"))].isfinite().sum() == 0, primitive.name
         if primitive.family in EXACT_FAMILIES and primitive.name != "grouped_merged_nhwc":
             assert got[~reached].isfinite().all(), f"{primitive.name} spreads {value}"
@@ -109,7 +109,7 @@ def test_non_finite_in_non_finite_out(p: ConvProblem, value: float) -> None:
 def test_another_batch_than_planned(p: ConvProblem) -> None:
     data = Data(p.with_batch(3))
     for primitive in able(p)[::2]:
-        got = run(primitive, p, torch.float32, data.src, data.weight, data.bias)
+        got = run(primitive, p, "float32", data.src, data.weight, data.bias)
         assert error(got, data.conv + data.bias.double()[:, None, None]) <= primitive.error_bound, primitive.name
 
 
@@ -123,4 +123,4 @@ def test_an_empty_batch() -> None:
     p = _SQUARE
     for primitive in able(p):
         src = torch.empty(0, p.ic, p.ih, p.iw)
-        assert run(primitive, p, torch.float32, src, Data(p).weight).shape == (0, p.oc, p.oh, p.ow), primitive.name
+        assert run(primitive, p, "float32", src, Data(p).weight).shape == (0, p.oc, p.oh, p.ow), primitive.name

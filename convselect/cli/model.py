@@ -37,16 +37,26 @@ def calibrate(budget_s: float, threads: int | None, device: str) -> None:
 @click.option("--budget-s", type=click.FloatRange(min=0, min_open=True), help="Stop after so many seconds.")
 @click.option("--threads", type=click.IntRange(min=1), help="torch's own number otherwise.")
 @_DEVICE
-def profile(out: Path, shapes: Path | None, budget_s: float | None, threads: int | None, device: str) -> None:
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of a GPU's tensors; float32 is TF32 where torch's switch allows it.",
+)
+def profile(
+    out: Path, shapes: Path | None, budget_s: float | None, threads: int | None, device: str, dtype: str
+) -> None:
     """Time every primitive on many problems. Stop it at any time: the next run goes on where this one stopped."""
-    import convselect
+    import torch
+
     from convselect import profiling
+    from convselect.gpu_timing import GpuTimer
 
     try:
         problems = profiling.read_problems(shapes) if shapes else None
-        done = profiling.profile(
-            out, problems, convselect.primitives(device=device), threads=threads, budget_s=budget_s
-        )
+        timer = GpuTimer.here(getattr(torch, dtype)) if device == "cuda" else None
+        done = profiling.profile(out, problems, timer=timer, threads=threads, budget_s=budget_s)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     rest = "complete" if done.complete else "not complete: run it again to go on"
