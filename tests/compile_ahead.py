@@ -1,7 +1,7 @@
 """Compiles what the GPU primitives launch for a GPU that is not there: `compile_ahead.py 90 float16 float32`.
 
 Prints a JSON list, an entry a kernel: {"primitive", "precision", "kernel", "registers", "stack_bytes",
-"shared_bytes", "bound_bytes", "wgmma"}. Runs in a process of its own, since Triton either interprets or compiles.
+"shared_bytes", "bound_bytes", "wgmma", "copy_bytes": the sizes of asynchronous copies}. Runs in a process of its own, since Triton either interprets or compiles.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from convselect.layout import strides
 from convselect.primitive import Activation
 from convselect.problem import ConvProblem
 
+COPY = re.compile(r"cp\.async\.c[ag][^;]*?, 0x([0-9a-f]+),")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 PROBLEMS = [
@@ -91,6 +92,7 @@ def compiled(capability: int, precision: str) -> list[dict[str, object]]:
                 "registers": registers, "stack_bytes": stack, "shared_bytes": kernel.metadata.shared,
                 "bound_bytes": primitive.shared_bytes(),
                 "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+                "copy_bytes": sorted({int(size, 16) for size in COPY.findall(kernel.asm["ptx"])}),
             })  # fmt: skip
     return entries
 

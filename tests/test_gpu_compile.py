@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ MOST_STACK_BYTES = 256
 """Where registers are spilled to; a tile of 128x256 with a residual takes 224 on sm_90."""
 PRODUCTS = {"igemm", "igemm_persistent", "igemm_part", "gemm", "stem"}
 
-Entry = dict[str, object]
+Entry = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,18 @@ def test_products_run_on_hoppers_matrix_units(entries: dict[int, list[Entry]]) -
     for entry in entries[90]:
         if entry["kernel"] in PRODUCTS:
             # F(4, 3) computes in float32 where TF32 is allowed, too.
-            rounded = entry["precision"] != "float32" and not str(entry["primitive"]).startswith("winograd_f4x4")
+            rounded = entry["precision"] != "float32" and not entry["primitive"].startswith("winograd_f4x4")
             assert entry["wgmma"] == rounded, entry
+
+
+@pytest.mark.parametrize("capability", PRECISIONS)
+def test_factors_arrive_in_whole_vectors(entries: dict[int, list[Entry]], capability: int) -> None:
+    """16 bytes a thread, where channels are adjacent and a multiple of that; asynchronously, stage by stage."""
+    wide = [e for e in entries[capability] if e["kernel"] in PRODUCTS and e["primitive"].endswith("_nhwc")]
+    wide = [e for e in wide if e["primitive"].split("_")[0] not in ("stem", "grouped")]
+    assert len(wide) >= 20
+    for entry in wide:
+        assert entry["copy_bytes"] == [16], entry
 
 
 def test_no_primitive_is_too_large_for_these_gpus() -> None:
