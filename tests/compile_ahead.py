@@ -1,7 +1,8 @@
 """Compiles what the GPU primitives launch for a GPU that is not there: `compile_ahead.py 90 float16 float32`.
 
 Prints a JSON list, an entry a kernel: {"primitive", "precision", "kernel", "registers", "stack_bytes",
-"shared_bytes", "bound_bytes", "wgmma", "copy_bytes": the sizes of asynchronous copies}. Runs in a process of its own, since Triton either interprets or compiles.
+"shared_bytes", "bound_bytes", "wgmma", "copy_bytes": the sizes of asynchronous copies}.
+Runs in a process of its own, since Triton either interprets or compiles.
 """
 
 from __future__ import annotations
