@@ -98,7 +98,6 @@ class Instance:
     """Of the PBQP's first nodes, in order. Each further one stands for a value and the layouts it is kept in."""
     nodes: list[Array]
     edges: dict[tuple[int, int], Array]
-    price: Price
 
     @classmethod
     def of(
@@ -135,14 +134,16 @@ class Instance:
                 for reader, needed in needs.items():
                     allowed = [[0.0 if each <= layouts else math.inf for each in needed] for layouts in kept]
                     add_edge(keeper, index[reader], allowed)
-        return cls(options, nodes, edges, price)
+        return cls(options, nodes, edges)
 
     def solved(self) -> Assignment:
         """The best assignment; `total_ms` and `gap_ms` are without the price."""
         solution = solve(self.nodes, self.edges)
         chosen = {node: choices[x] for (node, choices), x in zip(self.options.items(), solution.choices, strict=False)}
-        paid = sum(self.price(option.candidate) for option in chosen.values() if option.candidate)
-        return Assignment(chosen, solution.cost - paid, solution.cost - solution.lower_bound)
+        x = solution.choices
+        total = sum(option.ms for option in chosen.values())
+        total += sum(float(matrix[x[a], x[b]]) for (a, b), matrix in self.edges.items())
+        return Assignment(chosen, total, solution.cost - solution.lower_bound)
 
 
 _KEPT = (frozenset({Layout.NCHW}), frozenset({Layout.NHWC}), frozenset(Layout))

@@ -22,8 +22,8 @@ from convselect.selection import solve
 
 Candidates = Mapping[Node, Sequence[Candidate]]
 
-_DEAR = 1e-3
-"""ms a byte: time no longer matters."""
+_DEAR = 1e3
+"""ms a byte: time no longer matters, even where primitives differ by a few bytes."""
 _ROUNDING = 1e-9
 """Costs that differ by less, relatively, are the same."""
 
