@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from convselect.costs.metrics import TWO_SIDED_90
 from convselect.costs.network import Candidate, CostModel
 from convselect.costs.operators import OperatorModel, OperatorTiming
 from convselect.costs.samples import Samples, Timing
-from convselect.costs.transfer import MEASURED_STD, TWO_SIDED_90, Adapted
+from convselect.costs.transfer import MEASURED_STD, Adapted
 from convselect.machine import Machine
 from convselect.problem import ConvProblem
 

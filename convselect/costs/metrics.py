@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+TWO_SIDED_90 = 1.645
+"""Standard deviations to either side that hold 90% of a normal distribution."""
+
 
 class Quality(NamedTuple):
     """`mdrae`: median of |predicted - measured| / measured.

@@ -18,7 +18,7 @@ import torch
 from rich.progress import Progress
 
 from convselect.costs.features import describe
-from convselect.costs.metrics import mdrae, quality
+from convselect.costs.metrics import TWO_SIDED_90, mdrae, quality
 from convselect.costs.network import CostModel, Statistics
 from convselect.costs.operators import OperatorModel
 from convselect.costs.tables import Profile, read, read_operators
@@ -202,7 +202,7 @@ def _residual_std(error: Array, rest: Array, families: Sequence[str]) -> F32:
         if not known.any():
             result[j] = 0.1
             continue
-        covered = np.quantile(np.abs(error[:, columns][known]), 0.9) / 1.645
+        covered = np.quantile(np.abs(error[:, columns][known]), 0.9) / TWO_SIDED_90
         result[j] = np.sqrt(max(covered**2 - np.median(rest[:, columns][known]) ** 2, 1e-4))
     return result
 
@@ -217,7 +217,7 @@ def _evaluate(model: CostModel, held: Profile) -> tuple[CostModel, dict[str, Any
     std = _residual_std(error[:, order], rest[:, order], model.families)
     model = replace(model, statistics=replace(model.statistics, std=std))
     known = np.isfinite(held.ms)
-    inside = np.abs(error) <= 1.645 * predict_rows(model, held)[1]
+    inside = np.abs(error) <= TWO_SIDED_90 * predict_rows(model, held)[1]
     by_family = {}
     for family in sorted(set(held.families)):
         columns = [i for i, name in enumerate(held.families) if name == family]

@@ -24,8 +24,6 @@ Array = npt.NDArray[np.float64]
 
 MEASURED_STD = 0.05
 """Log deviation of a time that was measured: a tenth of those of a calibration, timed again, are 7% off or more."""
-TWO_SIDED_90 = 1.645
-"""Standard deviations to either side that hold 90% of a normal distribution."""
 _LEAST_STD = 0.02
 _TRUSTED = 0.05
 """Factor on all widths on the machine that the model was trained on."""

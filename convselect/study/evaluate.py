@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from convselect.costs.metrics import quality
+from convselect.costs.metrics import TWO_SIDED_90, quality
 from convselect.costs.tables import Profile, read, with_defaults
 from convselect.costs.train import learn
-from convselect.costs.transfer import TWO_SIDED_90
 from convselect.study.choose import choose
 from convselect.study.methods import CHOSEN, NEEDS_SAMPLES, RANDOM, Method, Prediction, Source, as_is, unadapted
 from convselect.study.networks import linear, nn1, nn2
