@@ -23,7 +23,7 @@ from convselect import machine
 from convselect.bench.networks import load
 from convselect.bench.oracle import Judge
 from convselect.bench.report import geomean
-from convselect.costs import CostModel
+from convselect.costs import CostModel, shipped
 from convselect.options import Options
 from convselect.planning import predict
 
@@ -52,7 +52,7 @@ def neighbour(busy: bool) -> Iterator[None]:
 @click.option("--repeats", default=3, show_default=True, help="Calibrations of each kind; medians are shown.")
 def main(networks: tuple[str, ...], threads: int, budget_s: float, repeats: int) -> None:
     torch.set_num_threads(threads)
-    options, cost_model = Options(budget_s=budget_s), CostModel.load()
+    options, cost_model = Options(budget_s=budget_s), CostModel.load(shipped(machine.cpu()))
     lines = [
         "# Calibration beside a busy neighbour",
         "",

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 import convselect.primitives  # noqa: F401  (fills the registry)
-from convselect.costs import CostModel, Costs, Samples, store
+from convselect.costs import CostModel, Costs, Samples, shipped, store
 from convselect.data import COMMON, read_problems
 from convselect.errors import unknown_choice
 from convselect.machine import Machine, cpu
@@ -96,9 +96,8 @@ def calibrate(
     if able is None:
         able = {problem: candidates(problem, machine, "default")[0] for problem in counts}
     known = store.load(machine) or Samples()
-    calibrator = Calibrator(
-        Costs(model or CostModel.load(), known, machine), counts, able, PrimitiveTimer(machine), machine
-    )
+    model = model or CostModel.load(shipped(machine))
+    calibrator = Calibrator(Costs(model, known, machine), counts, able, PrimitiveTimer(machine), machine)
     deadline = start + budget_s
     try:
         with reporting("calibrating", budget_s, progress) as report:

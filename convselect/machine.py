@@ -94,12 +94,14 @@ def _cache_bytes(level: int) -> int:
 @lru_cache(maxsize=1)
 def _processor_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in found and not any(character.isdigit() for character in name):
+        name += f" (family {found['cpu family']}, model {found['model']})"  # virtual machines say no more than the brand
+    return name
 
 
 def cpu() -> Machine:

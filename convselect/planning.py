@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect import calibration, timing
-from convselect.costs import MEASURED_STD, TWO_SIDED_90, CostModel, Costs, store
+from convselect.costs import MEASURED_STD, TWO_SIDED_90, CostModel, Costs, shipped, store
 from convselect.graph.assign import Assignment, Candidate
 from convselect.graph.capture import ConvSpec, Unconverted
 from convselect.graph.operators import kind_of
@@ -56,7 +56,7 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     wanted = options.calibrate == "always" or (options.calibrate == "auto" and samples is None)
     if wanted and options.budget_s > 0:
         samples = calibration.calibrate(options.budget_s, problems=problems, able=able)
-    choices = Choices(Costs(CostModel.load(), samples, machine), samples is not None, refusals=refusals)
+    choices = Choices(Costs(CostModel.load(shipped(machine)), samples, machine), samples is not None, refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     predicted, log_std = predict(choices.costs, able)

@@ -14,8 +14,8 @@ from torch import nn
 
 from convselect.bench.oracle import WAYS, judge
 from convselect.cli import main
-from convselect.costs import CostModel, store
-from convselect.costs.network import SHIPPED
+from convselect.costs import CostModel, shipped, store
+from convselect.machine import cpu
 from convselect.options import Options
 
 
@@ -38,7 +38,7 @@ def test_nothing_beats_the_oracle(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     told: list[str] = []
     model, x = chain().eval(), torch.randn(1, 8, 24, 24)
-    verdict = judge("chain", model, x, Options(budget_s=0.2), CostModel.load(), told.append)
+    verdict = judge("chain", model, x, Options(budget_s=0.2), CostModel.load(shipped(cpu())), told.append)
     assert (verdict.convolutions, verdict.distinct) == (3, 2)
     assert verdict.timings > 2
     assert tuple(verdict.ms) == tuple(verdict.seconds) == WAYS
@@ -56,7 +56,7 @@ def test_command(tmp_path: Path, set_threads: Callable[[int], None], monkeypatch
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     set_threads(1)
-    shutil.copy(SHIPPED, tmp_path / "other.safetensors")
+    shutil.copy(shipped(cpu()), tmp_path / "other.safetensors")
     options = ["--threads", "1", "--budget-s", "0.1", "--weights", str(tmp_path / "other.safetensors")]
     network = ["--model", "chain_net:make", "--input", "1x8x20x20"]
     out = tmp_path / "out.json"
@@ -70,6 +70,6 @@ def test_command(tmp_path: Path, set_threads: Callable[[int], None], monkeypatch
 
 
 def test_weights_are_the_oracles() -> None:
-    result = CliRunner().invoke(main, ["bench", "resnet18", "--weights", str(SHIPPED)])
+    result = CliRunner().invoke(main, ["bench", "resnet18", "--weights", str(shipped(cpu()))])
     assert result.exit_code == 2
     assert "--weights goes with --oracle" in result.output

@@ -16,11 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from convselect.cli import main
-from convselect.costs import CostModel, Samples, process
+from convselect.costs import CostModel, Samples, process, shipped
 from convselect.costs.process import Kin, Process, Rows
 from convselect.costs.tables import read
 from convselect.costs.train import Settings, learn
 from convselect.costs.transfer import Adapted
+from convselect.machine import cpu
 from convselect.problem import ConvProblem
 from convselect.study import evaluate as study
 from convselect.study import networks
@@ -150,7 +151,7 @@ def test_a_primitive_without_samples_takes_its_familys_factor() -> None:
 
 def test_chosen_samples_are_distinct_nested_and_blind_to_times() -> None:
     profile = read([table({})])
-    model = CostModel.load()
+    model = CostModel.load(shipped(cpu()))
     long = choose(model, profile, 20, seed=1)
     assert len(set(long.tolist())) == 20
     np.testing.assert_array_equal(choose(model, profile, 5, seed=1), long[:5])
@@ -195,7 +196,7 @@ def test_a_process_goes_through_its_rows_and_is_unsure_far_from_them() -> None:
 
 
 def test_adapting_to_a_few_hundred_timings_takes_a_fraction_of_a_calibration() -> None:
-    model = CostModel.load()
+    model = CostModel.load(shipped(cpu()))
     samples = Samples()
     rng = np.random.default_rng(0)
     problems = [ConvProblem(1, 1, 16 * i, 28, 28, 64, 3, 3, 1, 1, 1, 1) for i in range(1, 31)]

@@ -23,11 +23,11 @@ def run(
     from convselect import machine
     from convselect.bench import networks
     from convselect.bench.oracle import judge
-    from convselect.costs import CostModel
+    from convselect.costs import CostModel, shipped
     from convselect.options import Options
 
-    options, cost_model = Options(accuracy=accuracy, budget_s=budget_s), CostModel.load(weights)
     here = machine.cpu()
+    options, cost_model = Options(accuracy=accuracy, budget_s=budget_s), CostModel.load(weights or shipped(here))
     verdicts: list[Verdict] = []
     for job, shape in jobs:
         with console.status(f"{job}: building") as status:

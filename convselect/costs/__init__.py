@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convselect.costs.metrics import TWO_SIDED_90
-from convselect.costs.network import Candidate, CostModel
+from convselect.costs.network import Candidate, CostModel, shipped
 from convselect.costs.operators import OperatorModel, OperatorTiming
 from convselect.costs.samples import Samples, Timing
 from convselect.costs.transfer import MEASURED_STD, Adapted
@@ -17,7 +17,7 @@ from convselect.problem import ConvProblem
 
 __all__ = [
     "MEASURED_STD", "TWO_SIDED_90", "Candidate", "CostModel", "Costs", "OperatorModel", "OperatorTiming", "Samples",
-    "Timing",
+    "Timing", "shipped",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float64]

@@ -15,9 +15,10 @@ from safetensors.numpy import save_file
 
 from convselect.costs.features import FEATURES, describe
 from convselect.costs.operators import OperatorModel
+from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
-SHIPPED = Path(__file__).parent / "weights" / "cpu.safetensors"
+WEIGHTS = Path(__file__).parent / "weights"
 SCHEMA = 2
 
 FAMILY_STD = 0.6
@@ -33,6 +34,12 @@ _VIEW = (
 Array = npt.NDArray[np.float64]
 Candidate = tuple[str, str]
 """(primitive, family)."""
+
+
+def shipped(machine: Machine) -> Path:
+    """The weights in this package for `machine`: of its instruction set, or AVX2's, the modest one, for any other."""
+    path = WEIGHTS / f"{machine.device}_{machine.isa}.safetensors"
+    return path if path.exists() else WEIGHTS / "cpu_avx2.safetensors"
 
 
 def silu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -176,13 +183,12 @@ class CostModel:
         )  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path | None = None) -> CostModel:
-        """From `path`, or the weights shipped with convselect.
+    def load(cls, path: Path) -> CostModel:
+        """What `save` wrote; `shipped` names the weights of this package.
 
         Raises `FileNotFoundError` where there are none, `ValueError` for a file that is damaged or was trained
         for other features.
         """
-        path = SHIPPED if path is None else path
         if not path.is_file():
             raise FileNotFoundError(
                 f"there is no cost model at {path}; make one with: convselect profile --out P.parquet && "
