@@ -14,9 +14,9 @@ from convselect.costs.network import WEIGHTS
 PAGE = Path(__file__).parent / "MODEL.md"
 HEAD = """# The shipped cost models
 
-The time of a float32 convolution by each primitive, one model for each instruction set; another takes AVX2's. On a machine
-that is not named here a model is adapted by calibration, or asked as it is, with wide intervals. Written by
-`python benchmarks/model_card.py` from what training left in the files.
+The time of a float32 convolution by each primitive, one model for each instruction set; any other set takes AVX2's.
+On a machine that is not named here a model is adapted by calibration, or asked as it is, with wide intervals. Written
+by `python benchmarks/model_card.py` from what training left in the files.
 
 - **Data:** timings of our own, in `benchmarks/profiles/` (`convselect profile`); no published table is in them.
 - **Split:** one fifth of the groups of equal (ic, oc, ih) held out for the errors below, then trained again on all.

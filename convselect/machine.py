@@ -100,7 +100,9 @@ def _processor_name() -> str:
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = found.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in found and not any(character.isdigit() for character in name):
-        name += f" (family {found['cpu family']}, model {found['model']})"  # virtual machines say no more than the brand
+        name += (
+            f" (family {found['cpu family']}, model {found['model']})"  # virtual machines say no more than the brand
+        )
     return name
 
 

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect import calibration, timing
-from convselect.costs import MEASURED_STD, TWO_SIDED_90, CostModel, Costs, shipped, store
+from convselect.costs import MEASURED_STD, TWO_SIDED_90, CostModel, Costs, Samples, shipped, store
 from convselect.graph.assign import Assignment, Candidate
 from convselect.graph.capture import ConvSpec, Unconverted
 from convselect.graph.operators import kind_of
@@ -59,19 +59,16 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     choices = Choices(Costs(CostModel.load(shipped(machine)), samples, machine), samples is not None, refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
-    predicted, log_std = predict(choices.costs, able)
-    times = predicted
+    start = time.perf_counter()
+    if options.select == "measure":
+        times = measured_ms(able, timing.PrimitiveTimer(machine))
+        choices.log_std = {problem: dict.fromkeys(of, MEASURED_STD) for problem, of in times.items()}
+    else:
+        if options.select == "model+verify":
+            choices.costs = verified(choices.costs, able, options.budget_s, timing.PrimitiveTimer(machine))
+        times, choices.log_std = predict(choices.costs, able)
     if options.select != "model":
-        start = time.perf_counter()
-        timer = timing.PrimitiveTimer(machine)
-        times = measured_ms(able, timer) if options.select == "measure" else verified_ms(times, able, options, timer)
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
-    choices.log_std = {
-        problem: {
-            name: log_std[problem][name] if ms == predicted[problem][name] else MEASURED_STD for name, ms in of.items()
-        }
-        for problem, of in times.items()
-    }
     choices.candidates = with_times(able, times, machine)
     return choices
 
@@ -92,16 +89,18 @@ def measured_ms(able: Able, timer: timing.PrimitiveTimer) -> Times:
     return {problem: timer.time_primitives(problem, primitives) for problem, primitives in able.items()}
 
 
-def verified_ms(predicted: Times, able: Able, options: Options, timer: timing.PrimitiveTimer) -> Times:
-    """`predicted`, but the close calls timed, those of the longest first, as far as the budget goes."""
-    times = dict(predicted)
-    deadline = time.perf_counter() + options.budget_s
+def verified(costs: Costs, able: Able, budget_s: float, timer: timing.PrimitiveTimer) -> Costs:
+    """`costs` with the close calls timed, those of the longest first, as far as the budget goes."""
+    samples = Samples()
+    predicted, _ = predict(costs, able)
+    deadline = time.perf_counter() + budget_s
     for problem in sorted(able, key=lambda p: -min(predicted[p].values())):
         best = min(predicted[problem].values())
         close = [p for p in able[problem] if predicted[problem][p.name] <= VERIFY_FACTOR * best]
         if len(close) > 1 and time.perf_counter() < deadline:
-            times[problem] = times[problem] | timer.time_primitives(problem, close, deadline=deadline)
-    return times
+            for name, ms in timer.time_primitives(problem, close, deadline=deadline).items():
+                samples.add(problem, name, costs.machine.threads, ms)
+    return costs.with_samples(samples)
 
 
 def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, list[Candidate]]:

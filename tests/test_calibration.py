@@ -202,7 +202,7 @@ class Shipped:
     """Stands in for `CostModel` and `Costs`."""
 
     @staticmethod
-    def load() -> None: ...
+    def load(path: Path) -> None: ...
 
 
 @pytest.fixture

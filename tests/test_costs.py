@@ -259,6 +259,17 @@ def test_one_disturbed_timing_does_not_move_the_rest(model: CostModel) -> None:
     assert np.median(np.abs(calm - disturbed)) < 0.05
 
 
+def test_a_slow_spell_does_not_favour_what_was_not_timed(model: CostModel) -> None:
+    at_home = replace(model, info={**model.info, "machines": [str(machine(threads=2))]})
+    (target,), half = problems(1), CANDIDATES[::2]
+    before = model.predict([target], CANDIDATES, 2)[0]
+    samples = Samples()
+    for (name, _), ms in zip(half, before[::2], strict=True):
+        samples.add(target, name, 2, 1.4 * float(ms))
+    shift = Costs(at_home, samples, machine(threads=2)).primitives_ms([target], CANDIDATES)[0] / before
+    assert shift[::2].max() / shift[1::2].min() < 1.1
+
+
 def test_a_timing_and_the_prediction_together(model: CostModel) -> None:
     """A timing counts for what it is worth: little where it alone is far slower than sure predictions, else much."""
     target = problems(12)

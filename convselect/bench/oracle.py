@@ -2,10 +2,10 @@
 
 Every candidate of every distinct convolution is timed, interleaved and with cold weights as in a profile, and so is
 every layout transform that the network could need. The oracle's plan is the best by such a table. The others are made
-from the cost model alone, after a first run's calibration, and with their close calls verified. Each plan, the oracle's
-too, is then worth what its primitives and its transforms take by a second table, of the medians of several passes, so
-that noise neither decides between them nor favours the oracle. Operators between the convolutions are assigned by the
-cost model, and not part of the sums.
+from the cost model alone, after a first run's calibration, and with their close calls verified. Each plan, the
+oracle's too, is then worth what its primitives and its transforms take by a second table, of the lower quartiles of
+several passes, so that noise neither decides between them nor favours the oracle. Operators between the convolutions
+are assigned by the cost model, and not part of the sums.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,13 +29,13 @@ from convselect.graph.capture import nbytes, size_hint
 from convselect.graph.operators import is_activation
 from convselect.operator_timing import time_transforms
 from convselect.options import Options
-from convselect.planning import Able, Times, measured_ms, predict, verified_ms, with_times
+from convselect.planning import Able, Times, measured_ms, predict, verified, with_times
 from convselect.primitive import candidates
-from convselect.timing import PrimitiveTimer
+from convselect.timing import PrimitiveTimer, robust_ms
 
 WAYS = ("model", "calibrated", "verified", "oracle")
 """The cost model as it is; after calibration; that, with its close calls timed; and all timed."""
-PASSES = 3
+PASSES = 5
 """Over all candidates, for the table that judges."""
 
 
@@ -94,10 +93,11 @@ class Judge:
     def measure(self, costs: Costs) -> None:
         """Fills the table by which `ms` judges."""
         passes = [measured_ms(self.able, self.timer) for _ in range(PASSES)]
-        self._table = {
-            problem: {name: median(times[problem][name] for times in passes) for name in passes[0][problem]}
-            for problem in self.able
-        }
+        self._table = {}
+        for problem, primitives in self.able.items():
+            names = [primitive.name for primitive in primitives]
+            ms = robust_ms([[times[problem][name] for name in names] for times in passes])
+            self._table[problem] = dict(zip(names, ms.tolist(), strict=True))
         self._transforms = self._timed_transforms(costs)
 
     def ms(self, plans: Sequence[Assignment]) -> float:
@@ -149,11 +149,11 @@ def judge(
     progress("calibrating")
     start = time.perf_counter()
     costs = network.calibrated()
-    times = predict(costs, network.able)[0]
-    plan("calibrated", start, costs, times)
+    plan("calibrated", start, costs, predict(costs, network.able)[0])
 
     progress("verifying")
-    plan("verified", start, costs, verified_ms(times, network.able, options, network.timer))
+    costs = verified(costs, network.able, options.budget_s, network.timer)
+    plan("verified", start, costs, predict(costs, network.able)[0])
 
     progress("timing every candidate")
     start = time.perf_counter()

@@ -24,6 +24,10 @@ Array = npt.NDArray[np.float64]
 
 MEASURED_STD = 0.05
 """Log deviation of a time that was measured: a tenth of those of a calibration, timed again, are 7% off or more."""
+_SPELL_STD = 0.1
+"""Log deviation that the timings of one problem share."""
+_ALIKE = 0.5
+"""Part of the variance of a prediction that the primitives of one problem share."""
 _LEAST_STD = 0.02
 _TRUSTED = 0.05
 """Factor on all widths on the machine that the model was trained on."""
@@ -31,16 +35,31 @@ _LATEST = 3072
 """Timings that the model is adapted to where there are more: 0.6 s on two cores of an AMD EPYC."""
 
 
-def _timed(mean: float, variance: float, log_ms: float) -> tuple[float, float]:
-    """Mean and variance of log(ms) that was predicted and then timed.
+def _timed(mean: Array, variance: Array, log_ms: Array) -> tuple[Array, Array]:
+    """Mean and variance of log(ms) of the primitives of one problem, f64 [C], some timed: `log_ms`, NaN where not.
 
-    A timing never errs to the fast side by much, but a neighbour can make it slower for seconds on end: by so much more
-    than was predicted as is unlikely, it counts less (Student's t).
+    The timings of a problem lie close together, so a slow spell of the machine makes all of them slower, and what was
+    not timed must not look the better for it: an error that they share says little of which is the fastest. A timing
+    never errs to the fast side by much, but may to the slow side.
     """
-    far = max(0.0, log_ms - mean) ** 2 / (variance + MEASURED_STD**2)
-    noise = MEASURED_STD**2 * max(1.0, (STUDENT + far) / (STUDENT + 1))
-    share = variance / (variance + noise)
-    return mean + share * (log_ms - mean), share * noise
+    std, at = np.sqrt(variance), np.isfinite(log_ms)
+    prior = np.outer(std, std) * (_ALIKE + (1 - _ALIKE) * np.eye(len(std)))
+    y = (log_ms - mean)[at]
+    shared, own = y.mean(), y - y.mean()
+    spell = _SPELL_STD**2 * _tail(shared, (prior[np.ix_(at, at)] + _SPELL_STD**2).mean())
+    noise = MEASURED_STD**2 * _tail(own, (1 - _ALIKE) * variance[at] + MEASURED_STD**2)
+    across = prior[:, at]
+    gain = across @ np.linalg.inv(across[at] + spell + np.diag(noise))
+    return mean + gain @ y, variance - (gain * across).sum(axis=1)
+
+
+def _tail(error: Array, variance: Array) -> Array:
+    """Factor on the variance of a timing's noise: slower than predicted by so much more than is likely, it counts less.
+
+    Student's t, one-sided.
+    """
+    result: Array = np.maximum(1.0, (STUDENT + np.maximum(0.0, error) ** 2 / variance) / (STUDENT + 1))
+    return result
 
 
 class Adapted:
@@ -128,10 +147,9 @@ class Adapted:
         )
         mean = mean + deviation
         for i, text in enumerate(map(str, problems)) if self._measured else ():
-            for j, (primitive, _) in enumerate(candidates):
-                ms = self._measured.get((text, primitive, threads))
-                if ms is not None:
-                    mean[i, j], variance[i, j] = _timed(mean[i, j], variance[i, j], math.log(ms))
+            times = [self._measured.get((text, primitive, threads), math.nan) for primitive, _ in candidates]
+            if np.isfinite(times).any():
+                mean[i], variance[i] = _timed(mean[i], variance[i], np.log(times))
         return mean, np.sqrt(variance.clip(min=_LEAST_STD**2))
 
     def measured_ms(self, problem: ConvProblem, primitive: str, threads: int) -> float | None:
