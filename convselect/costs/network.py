@@ -127,7 +127,7 @@ class CostModel:
 
         The deviation is the held-out error, the disagreement of the ensemble and the distance from the
         training data, together. A primitive that the model does not know gets the geometric mean of those
-        members of its family that were trained near the problem; a family it does not know, a pessimistic prior.
+        members of its family that were trained near the problem; of a family that it does not know, of all.
         """
         shape = (len(problems), len(candidates))
         if not problems or not candidates:
@@ -139,7 +139,6 @@ class CostModel:
         known = nets.mean(axis=0, dtype=np.float64) + np.log(floor)[:, None]
         outside = np.maximum(s.domain_low[None] - x[:, None], x[:, None] - s.domain_high[None]).clip(min=0).max(axis=2)
         variance = s.std.astype(np.float64) ** 2 + nets.var(axis=0) + (OUTSIDE_STD * outside) ** 2
-        pessimistic = np.log(floor) + float(s.mean.max() + s.scale.max())
 
         column = {name: index for index, name in enumerate(self.primitives)}
         mean, std = np.empty(shape), np.empty(shape)
@@ -155,7 +154,8 @@ class CostModel:
                 mean[:, j] = (known[:, members] * weight).sum(axis=1)
                 std[:, j] = np.sqrt((variance[:, members] * weight).sum(axis=1) + FAMILY_STD**2)
             else:
-                mean[:, j], std[:, j] = pessimistic, 2 * FAMILY_STD
+                mean[:, j] = known.mean(axis=1)
+                std[:, j] = np.sqrt(variance.mean(axis=1) + (2 * FAMILY_STD) ** 2)
         return mean, std
 
     def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int) -> Array:
