@@ -1,11 +1,11 @@
 """How near selection comes to timing everything, on the machines that this one can be: `convselect bench --oracle`.
 
-    python benchmarks/oracle.py [NETWORK...] [--isas avx512,avx2] [--threads 1,2]
+    python benchmarks/oracle.py [NETWORK...] [--isas avx512,avx2] [--threads 1,2] [--repeats 3]
 
 A machine is an instruction set, which also caps oneDNN and ATen, and a number of threads. Each network is judged with a
 cost model trained on benchmarks/profiles without its convolutions: no row with the channels and the height of one of
-them. Writes oracle/ISA_THREADS_NETWORK.json and, from all of these, ORACLE.md. What has its JSON is kept, so that a run
-which was stopped goes on where it was.
+them. Every repeat calibrates anew; the page shows medians. Writes oracle/ISA_THREADS_NETWORK_REPEAT.json and, from all
+of these, ORACLE.md. What has its JSON is kept, so that a run which was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -60,8 +62,8 @@ def trained_without(network: str, isa: str) -> Path:
     return out
 
 
-def judge(network: str, isa: str, threads: int) -> None:
-    path = RESULTS / f"{isa}_{threads}_{network}.json"
+def judge(network: str, isa: str, threads: int, repeat: int) -> None:
+    path = RESULTS / f"{isa}_{threads}_{network}_{repeat}.json"
     if path.exists():
         return
     weights = trained_without(network, isa)
@@ -71,11 +73,12 @@ def judge(network: str, isa: str, threads: int) -> None:
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each machine, and the geometric means of all."""
-    machines: dict[str, list[Mapping[str, Any]]] = {}
+    """A table for each machine, of the medians of each network's repeats, and the geometric means of all."""
+    machines: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for record in records:
-        machines.setdefault(record["machine"], []).append(record)
-    first = records[0]
+        for verdict in record["networks"]:
+            machines.setdefault(record["machine"], {}).setdefault(verdict["network"], []).append(verdict)
+    first, counts = records[0], {len(repeats) for of in machines.values() for repeats in of.values()}
     lines = [
         "# Selection against timing everything",
         "",
@@ -83,6 +86,7 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
         "verification; batch 1",
         f"- dates: {min(r['date'] for r in records)} to {max(r['date'] for r in records)}",
         "- the cost model of each row was trained without the network's convolutions",
+        f"- medians of {'repeats, up to ' if len(counts) > 1 else ''}{max(counts)} of each row; in brackets the worst",
         "",
         "Time of the plan's convolutions and layout transforms over that of the best plan, both by one table of "
         "measured times (`convselect bench --oracle`); then the seconds that each way took to choose.",
@@ -96,17 +100,17 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
             "| prediction, ms | calibration, s | and verification, s | timing everything, s |",
             "| --- |" + " ---: |" * (len(WAYS) + 6),
         ]
-        verdicts = [verdict for record in of for verdict in record["networks"]]
-        for v in verdicts:
-            ratios = " | ".join(f"{v['ratio'][way]:.3f}" for way in WAYS)
-            s = v["seconds"]
+        ratio = {(n, way): [v["ratio"][way] for v in repeats] for n, repeats in of.items() for way in WAYS}
+        spent = {n: {way: median(v["seconds"][way] for v in of[n]) for way in of[n][0]["seconds"]} for n in of}
+        for network, repeats in of.items():
+            cells = (f"{median(ratio[network, way]):.3f} ({max(ratio[network, way]):.3f})" for way in WAYS)
+            s, oracle_ms = spent[network], median(v["ms"]["oracle"] for v in repeats)
             lines.append(
-                f"| {v['network']} | {v['timings']} | {v['ms']['oracle']:.2f} | {ratios} | {1e3 * s['model']:.0f} "
-                f"| {s['calibrated']:.1f} | {s['verified']:.1f} | {s['oracle']:.0f} |"
+                f"| {network} | {repeats[0]['timings']} | {oracle_ms:.2f} | {' | '.join(cells)} "
+                f"| {1e3 * s['model']:.0f} | {s['calibrated']:.1f} | {s['verified']:.1f} | {s['oracle']:.0f} |"
             )
-        means = " | ".join(f"{geomean([v['ratio'][way] for v in verdicts]):.3f}" for way in WAYS)
-        spent = f"{sum(v['seconds']['oracle'] for v in verdicts):.0f}"
-        lines += [f"| geometric mean | | | {means} | | | | {spent} in all |", ""]
+        means = " | ".join(f"**{geomean([median(ratio[n, way]) for n in of]):.3f}**" for way in WAYS)
+        lines += [f"| geometric mean | | | {means} | | | | {sum(s['oracle'] for s in spent.values()):.0f} in all |", ""]
     return "\n".join(lines)
 
 
@@ -114,12 +118,13 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
 @click.argument("networks", nargs=-1)
 @click.option("--isas", default="avx512,avx2", show_default=True)
 @click.option("--threads", default="1,2", show_default=True)
-def main(networks: tuple[str, ...], isas: str, threads: str) -> None:
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
+def main(networks: tuple[str, ...], isas: str, threads: str, repeats: int) -> None:
     RESULTS.mkdir(exist_ok=True)
     for isa in isas.split(","):
         for network in networks or DEFAULT:
-            for count in threads.split(","):
-                judge(network, isa, int(count))
+            for count, repeat in product(threads.split(","), range(repeats)):
+                judge(network, isa, int(count), repeat)
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     (HERE / "ORACLE.md").write_text(page(records))
 

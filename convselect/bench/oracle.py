@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -39,6 +39,16 @@ PASSES = 5
 """Over all candidates, for the table that judges."""
 
 
+class Loss(NamedTuple):
+    """One convolution, with milliseconds by the measured table."""
+
+    problem: str
+    chosen: str
+    chosen_ms: float
+    fastest: str
+    fastest_ms: float
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Of one network; by `WAYS`."""
@@ -52,6 +62,8 @@ class Verdict:
     """Convolutions and layout transforms, by the measured table."""
     seconds: Mapping[str, float]
     """That it took to come to each plan, what it builds on included."""
+    losses: Mapping[str, list[Loss]]
+    """Where a plan's convolutions take longest beyond the fastest candidate, which transforms may justify."""
 
     def ratio(self, way: str) -> float:
         """Time of that plan over the oracle's."""
@@ -111,6 +123,18 @@ class Judge:
                 total += self._table[spec.problem][candidate.primitive.name]
         return total
 
+    def losses(self, plans: Sequence[Assignment], count: int = 3) -> list[Loss]:
+        """The `count` largest."""
+        found = []
+        for g, assignment in zip(self._graphs, plans, strict=True):
+            for node, spec in g.convs.items():
+                candidate = assignment.chosen[node].candidate
+                assert candidate is not None
+                table, name = self._table[spec.problem], candidate.primitive.name
+                fastest = min(table, key=lambda other, table=table: table[other])
+                found.append(Loss(str(spec.problem), name, table[name], fastest, table[fastest]))
+        return sorted(found, key=lambda loss: loss.fastest_ms - loss.chosen_ms)[:count]
+
     def _timed_transforms(self, costs: Costs) -> OperatorCosts:
         """`costs`, but measured for the transforms of the graphs' values."""
         values = [node for g in self._graphs for node in g.graph.nodes if is_activation(node.meta.get("val"))]
@@ -163,7 +187,8 @@ def judge(
     network.measure(costs)
     ms = {way: network.ms(plans[way]) for way in WAYS}
     timings = sum(map(len, network.able.values()))
-    return Verdict(name, len(network.problems), len(network.able), timings, ms, seconds)
+    losses = {way: network.losses(plans[way]) for way in WAYS}
+    return Verdict(name, len(network.problems), len(network.able), timings, ms, seconds, losses)
 
 
 @contextmanager
