@@ -17,7 +17,25 @@ from convselect.kernels.triton.common import finish, shifted, split_index
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision, right_factor, unit
 from convselect.problem import ConvProblem
 
-_GEOMETRY = ["pixels", "icg", "ocg", "g", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw", "parts"]
+_GEOMETRY = [
+    "pixels",
+    "icg",
+    "ocg",
+    "g",
+    "ih",
+    "iw",
+    "oh",
+    "ow",
+    "kh",
+    "kw",
+    "sh",
+    "sw",
+    "ph",
+    "pw",
+    "dh",
+    "dw",
+    "parts",
+]
 """Triton need not compile again for particular values of these."""
 _FLATTEN = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7))
 """Loops in loops become one, so that the next tile loads while the last is stored; Triton 3.6 would not pipeline it."""
@@ -83,7 +101,8 @@ def igemm(
     rows, columns = _place(tl.program_id(0), pixels, ocp, BM, BN)
     acc = _product(
         src, packed, group, rows, columns, 0, kh * kw * (icp // BK),
-        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, BM, BN, BK, PRECISION,
+        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
+        BM, BN, BK, PRECISION,
     )  # fmt: skip
     channels = (group * ocg + columns)[None, :]
     used = (columns < ocg)[None, :]
@@ -104,7 +123,8 @@ def igemm_persistent(
         rows, columns = _place(tile, pixels, ocp, BM, BN)
         acc = _product(
             src, packed, tl.program_id(1), rows, columns, 0, kh * kw * (icp // BK),
-            pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, BM, BN, BK, PRECISION,
+            pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
+            BM, BN, BK, PRECISION,
         )  # fmt: skip
         used = (columns < ocg)[None, :]
         offsets = rows.to(tl.int64)[:, None] * ocg + columns[None, :]
@@ -126,7 +146,8 @@ def igemm_part(
     share = (steps + tl.num_programs(1) - 1) // tl.num_programs(1)
     acc = _product(
         src, packed, 0 * part, rows, columns, part * share, tl.minimum((part + 1) * share, steps),
-        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, BM, BN, BK, PRECISION,
+        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
+        BM, BN, BK, PRECISION,
     )  # fmt: skip
     offsets = (part.to(tl.int64) * pixels + rows)[:, None] * ocp + columns[None, :]
     tl.store(partial + offsets, acc, mask=(rows < pixels)[:, None])
@@ -134,10 +155,11 @@ def igemm_part(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def add_parts(
-    partial, dst, bias, residual, alpha, beta, pixels, oc, ocp, parts,
+    partial, dst, bias, residual, alpha, beta, pixels, ocg, ocp, parts, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """dst = epilogue of the sum over the parts, always in the same order."""
+    """dst = epilogue of the sum over the parts, always in the same order. In units: ocg."""
+    oc = ocg * UNIT
     rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     used = (columns < oc)[None, :]
@@ -183,7 +205,7 @@ def launches(
     return [
         Launch(igemm_part, (tiles, parts), (src, packed, partial, *sizes), constants, tile.warps, tile.stages),
         Launch(
-            add_parts, (blocks(pixels, 8), blocks(p.oc, 128)), (partial, dst, *end.args, pixels, p.oc, ocp, parts),
-            {"BM": 8, "BN": 128, "ACT": end.act},
+            add_parts, (blocks(pixels, 8), blocks(p.oc, 128)), (partial, dst, *end.args, pixels, p.oc // n, ocp, parts),
+            {"UNIT": n, "BM": 8, "BN": 128, "ACT": end.act},
         ),
     ]  # fmt: skip
