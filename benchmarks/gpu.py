@@ -148,8 +148,8 @@ def profile(out: Path, note: Note, budget_s: float, timer: Callable[[torch.dtype
     return complete
 
 
-def launches(precision: str, here: Gpu) -> Iterator[tuple[str, Any]]:
-    """(primitive, launch) of all that `profile` will time, on tensors without memory."""
+def launches(precision: str, here: Gpu, some: Sequence[Primitive]) -> Iterator[Any]:
+    """All that `profile` will time of the primitives `some`, on tensors without memory."""
     from convselect.layout import strides
     from convselect.primitive import Activation
     from convselect.primitives.gpu.base import TritonPrimitive, epilogue
@@ -160,7 +160,7 @@ def launches(precision: str, here: Gpu) -> Iterator[tuple[str, Any]]:
         return torch.empty(size, dtype=dtype, device="meta")
 
     for p in all_problems():
-        for primitive in primitives("cuda"):
+        for primitive in some:
             if not isinstance(primitive, TritonPrimitive) or primitive.refusal(p, here) is not None:
                 continue
             src, dst = (
@@ -170,21 +170,17 @@ def launches(precision: str, here: Gpu) -> Iterator[tuple[str, Any]]:
             )  # fmt: skip
             packed = primitive.prepack(p, meta(p.oc, p.ic // p.g, p.kh, p.kw))
             end = epilogue(Activation("relu"), meta(p.oc), None)
-            for launch in primitive.launches(p, src, packed, dst, end, precision == "tf32"):
-                yield primitive.name, launch
+            yield from primitive.launches(p, src, packed, dst, end, precision == "tf32")
 
 
 def compile_kernels(shard: int, shards: int) -> None:
-    """Those primitives of `launches` that are this shard's. Triton itself leaves out what it has compiled."""
+    """Those of the primitives that are this shard's. Triton itself leaves out what it has compiled."""
     allow_tf32()
-    names = [q.name for q in primitives("cuda")]
     for precision, dtype in PRECISIONS.items():
-        for name, launch in launches(precision, gpu(0, dtype)):
-            if names.index(name) % shards == shard:
-                launch.kernel.warmup(
-                    *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps,
-                    num_stages=launch.stages,
-                )  # fmt: skip
+        for launch in launches(precision, gpu(0, dtype), primitives("cuda")[shard::shards]):
+            launch.kernel.warmup(
+                *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
+            )
 
 
 def train_models(out: Path, machine: Callable[[torch.dtype], Gpu]) -> None:
@@ -305,7 +301,7 @@ def everything(out: Path, budget_s: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, most in (("profile", 150.0), ("networks", 1e9)):
             note, seconds = Path(folder, f"{name}.json"), left(most)
-            command = part(name, "--note", note, "--budget-s", f"{seconds:.0f}")
+            command = part(name, "--note", note, "--until", time.time() + seconds)
             stop = time.monotonic() + seconds + 5
             try:
                 supervise(command, note, out / "failures.json", stop, PATIENCE_S[name])
@@ -319,14 +315,18 @@ def everything(out: Path, budget_s: float) -> None:
 @click.argument("part", type=click.Choice(["all", "ceilings", "compile", "profile", "train", "networks", "page"]))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--budget-s", default=120.0, show_default=True, type=click.FloatRange(min=0, min_open=True))
+@click.option("--until", type=float, help="In place of a budget: when to stop, in seconds of the epoch.")
 @click.option("--note", type=click.Path(dir_okay=False, path_type=Path), help="Where a worker notes what it does.")
 @click.option("--shard", default=0, help="Of compile.")
 @click.option("--shards", default=1, help="Of compile.")
-def main(part: str, out: Path, budget_s: float, note: Path | None, shard: int, shards: int) -> None:
+def main(
+    part: str, out: Path, budget_s: float, until: float | None, note: Path | None, shard: int, shards: int
+) -> None:  # fmt: skip
     if part != "page" and not torch.cuda.is_available():
         raise click.UsageError("torch finds no GPU that it can use")
     out.mkdir(parents=True, exist_ok=True)
     noted = Note(note or out / "note.json")
+    budget_s = budget_s if until is None else until - time.time()
     if part == "ceilings":
         if not (out / "ceilings.json").exists():
             write(out / "ceilings.json", ceilings())
