@@ -8,7 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -220,6 +220,57 @@ def test_models_of_a_gpu(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     sums = json.loads((tmp_path / "layers.json").read_text())
     assert {(row["network"], row["batch"]) for row in sums} == {("resnet18", 1), ("resnet18", 32), ("vgg11", 1)}
     assert all(row["fastest"] <= row["prior"] for row in sums)
+
+
+def test_all_parts_are_called_as_they_ask(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, each by a command line that it takes; one that fails or takes too long does not stop the rest."""
+    begun = []
+
+    def parsed(command: Any) -> None:
+        if command[1] == script.__file__:
+            begun.append(script.main.make_context("gpu", list(command[2:])).params)
+
+    def run(command: Any, check: bool, timeout: float, **where: Any) -> Any:
+        assert timeout > 0
+        parsed(command)
+        if "train" in command or "pytest" in command:
+            raise script.subprocess.TimeoutExpired(command, timeout)
+        return SimpleNamespace(returncode=0)
+
+    class Process:
+        def __init__(self, command: Any) -> None:
+            parsed(command)
+
+        def wait(self, seconds: float) -> None:
+            assert seconds > 0
+
+    def fake(command: Any, note: Path, failures: Path, deadline: float, patience_s: float) -> bool:
+        parsed(command)
+        assert begun[-1]["until"] - time.time() == pytest.approx(deadline - time.monotonic() - 5, abs=1)
+        raise RuntimeError("it fails before it begins")
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script.subprocess, "Popen", Process)
+    monkeypatch.setattr(script, "supervise", fake)
+    script.everything(tmp_path, 500.0)
+    parts = [context["part"] for context in begun if context["part"] != "compile"]
+    assert parts == ["ceilings", "profile", "train", "networks"]
+    shards = [context["shard"] for context in begun if context["part"] == "compile"]
+    assert shards == list(range(begun[1]["shards"]))
+    assert all(context["out"] == tmp_path for context in begun)
+
+
+@needs_networks
+def test_what_profile_will_launch_is_compiled_before(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    some = script.all_problems()[::100]
+    monkeypatch.setattr(script, "all_problems", lambda: some)
+    for precision in script.PRECISIONS:
+        found = list(script.launches(precision, machine(precision), primitives("cuda")))
+        assert len(found) > 5 * len(some)
+        assert all(x.is_meta for launch in found for x in launch.args if isinstance(x, torch.Tensor))
 
 
 def made_up(job: Job, ours: float, eager: float, inductor: float | None) -> dict[str, Any]:
