@@ -222,9 +222,7 @@ def test_models_of_a_gpu(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     assert all(row["fastest"] <= row["prior"] for row in sums)
 
 
-def test_all_parts_are_called_as_they_ask(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_parts_are_called_as_they_ask(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, each by a command line that it takes; one that fails or takes too long does not stop the rest."""
     begun = []
 
