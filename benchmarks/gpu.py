@@ -140,8 +140,10 @@ def profile(out: Path, note: Note, budget_s: float, timer: Callable[[torch.dtype
     for left, (precision, dtype) in zip((2, 1), PRECISIONS.items(), strict=True):
         rest = (budget_s - (time.monotonic() - start)) / left
         some: Any = watched(precision, read(out / "failures.json"), note)
+        own = timer(dtype)
+        assert own.machine.precision == precision, f"torch's switches make it {own.machine.precision}"
         done = profiling.profile(
-            out / f"profile_{precision}.parquet", todo, some, timer=timer(dtype), budget_s=max(rest, 1.0)
+            out / f"profile_{precision}.parquet", todo, some, timer=own, budget_s=max(rest, 1.0)
         )  # fmt: skip
         click.echo(f"{precision}: {done}")
         complete = complete and done.complete

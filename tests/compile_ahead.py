@@ -29,12 +29,13 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 PROBLEMS = [
     ConvProblem(2, 1, 24, 28, 28, 264, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 40, 14, 14, 264, 1, 1),
-    ConvProblem(2, 24, 24, 28, 28, 24, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
-    ConvProblem(2, 32, 128, 28, 28, 128, 3, 3, 1, 1, 1, 1),
+    ConvProblem(2, 32, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(2, 24, 24, 28, 28, 24, 3, 3, 1, 1, 1, 1),
+    ConvProblem(2, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
 ]  # fmt: skip
 """Like those of real networks, with channels that 8 divides and 16 does not.
 
-Each primitive is compiled for the first that it takes, with bias, residual and activation."""
+Each primitive is compiled for the first that it takes, with bias, residual and activation.
+"""
 
 
 class Driver:
