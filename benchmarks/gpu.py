@@ -142,9 +142,8 @@ def profile(out: Path, note: Note, budget_s: float, timer: Callable[[torch.dtype
         some: Any = watched(precision, read(out / "failures.json"), note)
         own = timer(dtype)
         assert own.machine.precision == precision, f"torch's switches make it {own.machine.precision}"
-        done = profiling.profile(
-            out / f"profile_{precision}.parquet", todo, some, timer=own, budget_s=max(rest, 1.0)
-        )  # fmt: skip
+        path = out / f"profile_{precision}.parquet"
+        done = profiling.profile(path, todo, some, timer=own, budget_s=max(rest, 1.0))
         click.echo(f"{precision}: {done}")
         complete = complete and done.complete
     return complete
@@ -228,7 +227,7 @@ def run_networks(
             found = compare(built(job.network), x, job, able, clock, note)
             record = {**job._asdict(), "floor_ms": floor, "systems": found}
             write(path, [*(r for r in records if r is not known), record])
-            click.echo(f"{job}: { {name: f.get('median_ms', f.get('absent')) for name, f in found.items()} }")
+            click.echo(f"{job}: {found}")
             gc.collect()
             if clock.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -327,8 +326,7 @@ def main(
     if part != "page" and not torch.cuda.is_available():
         raise click.UsageError("torch finds no GPU that it can use")
     out.mkdir(parents=True, exist_ok=True)
-    noted = Note(note or out / "note.json")
-    budget_s = budget_s if until is None else until - time.time()
+    noted, budget_s = Note(note or out / "note.json"), (budget_s if until is None else until - time.time())
     if part == "ceilings":
         if not (out / "ceilings.json").exists():
             write(out / "ceilings.json", ceilings())
