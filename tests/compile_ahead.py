@@ -24,14 +24,18 @@ from convselect.primitive import Activation
 from convselect.problem import ConvProblem
 
 COPY = re.compile(r"cp\.async\.c[ag][^;]*?, 0x([0-9a-f]+),")
+PLAIN = re.compile(r"(ld|st)\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 PROBLEMS = [
-    ConvProblem(2, 1, 64, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 256, 14, 14, 512, 1, 1),
-    ConvProblem(2, 96, 96, 28, 28, 96, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
-    ConvProblem(2, 32, 128, 28, 28, 128, 3, 3, 1, 1, 1, 1),
+    ConvProblem(2, 1, 24, 28, 28, 264, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 40, 14, 14, 264, 1, 1),
+    ConvProblem(2, 32, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(2, 24, 24, 28, 28, 24, 3, 3, 1, 1, 1, 1),
+    ConvProblem(2, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
 ]  # fmt: skip
-"""Of real networks. Each primitive is compiled for the first that it takes, with bias, residual and activation."""
+"""Like those of real networks, with channels that 8 divides and 16 does not.
+
+Each primitive is compiled for the first that it takes, with bias, residual and activation.
+"""
 
 
 class Driver:
@@ -61,8 +65,14 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def plain(ptx: str, kind: str) -> list[int]:
+    """Sizes of the loads ("ld") or stores ("st") of global memory, other than asynchronous copies."""
+    return sorted({int(count or 1) * int(bits) // 8 for op, count, bits in PLAIN.findall(ptx) if op == kind})
+
+
 def compiled(capability: int, precision: str) -> list[dict[str, object]]:
     entries, seen = [], set()
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     for primitive in TRITON:
         able = [p for p in PROBLEMS if primitive.refusal(p, machine(precision, capability)) is None]
         if not able:
@@ -93,6 +103,7 @@ def compiled(capability: int, precision: str) -> list[dict[str, object]]:
                 "registers": registers, "stack_bytes": stack, "shared_bytes": kernel.metadata.shared,
                 "bound_bytes": primitive.shared_bytes(),
                 "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+                "load_bytes": plain(kernel.asm["ptx"], "ld"), "store_bytes": plain(kernel.asm["ptx"], "st"),
                 "copy_bytes": sorted({int(size, 16) for size in COPY.findall(kernel.asm["ptx"])}),
             })  # fmt: skip
     return entries

@@ -86,15 +86,15 @@ def run(
     """On the CPU, f64. The operands are rounded to the dtype first, as the caller's reference must be."""
     dtype = DTYPES[precision]
     own = weight.to(DEVICE, dtype, copy=True)
-    packed = primitive.prepack(p, own)
-    assert packed.shape == primitive.packed_shape(p, own.element_size())
-    own.fill_(float("nan"))  # packed must not alias it
     source = to(src, primitive.src_layout, dtype)
     shift = None if bias is None else bias.to(DEVICE, dtype)
     rest = None if residual is None else to(residual, primitive.dst_layout, dtype)
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
+        packed = primitive.prepack(p, own)
+        assert packed.shape == primitive.packed_shape(p, own.element_size())
+        own.fill_(float("nan"))  # packed must not alias it
         with watched():
             dst = primitive.run(p, activation, source, packed, shift, rest)
     finally:

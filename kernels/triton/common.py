@@ -60,3 +60,10 @@ def source_pixel(n, y, x, ih, iw):
     """The index of a pixel of src, 64 bits, and whether it is one or padding."""
     inside = (y >= 0) & (y < ih) & (x >= 0) & (x < iw)
     return (n.to(tl.int64) * ih + y) * iw + x, inside
+
+
+@triton.jit
+def shifted(y, x, dy, dx, ih, iw):
+    """Whether the pixels (y + dy, x + dx) are some of src or padding, and how many pixels after (y, x) they lie."""
+    inside = (y + dy >= 0) & (y + dy < ih) & (x + dx >= 0) & (x + dx < iw)
+    return inside, dy.to(tl.int64) * iw + dx

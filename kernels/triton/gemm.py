@@ -2,7 +2,8 @@
 
     dst[i, m, n] = sum over k of a[i, m, k] * b[i, k, n]
 
-Rows lie `*_row` elements apart, matrices `*_batch` (0: the same for all); elements of a row are adjacent.
+Rows lie `*_row` elements apart, matrices `*_batch` (0: the same for all). Elements of a row are adjacent, but those of
+b may lie `b_column` apart, where elements of a column are adjacent.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import triton
 import triton.language as tl
 
 from convselect.kernels.triton.common import finish
-from convselect.kernels.triton.launch import NOTHING, Epilogue, Launch, Tile, blocks, dot_precision
+from convselect.kernels.triton.launch import NOTHING, Epilogue, Launch, Tile, blocks, dot_precision, unit
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "columns", "inner", "a_row", "dst_row"])
 def gemm(
     a, b, dst, bias, residual, alpha, beta,
-    rows, columns, inner, a_batch, a_row, b_batch, b_row, dst_batch, dst_row,
+    rows, columns, inner, a_batch, a_row, b_batch, b_row, b_column, dst_batch, dst_row,
+    UNIT_K: tl.constexpr, UNIT_N: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
     BIAS_OF_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A program a tile; within a matrix, columns count fastest."""
+    """A program a tile; within a matrix, columns count fastest. In units: inner, a_row; columns, dst_row."""
+    inner, a_row, columns, dst_row = inner * UNIT_K, a_row * UNIT_K, columns * UNIT_N, dst_row * UNIT_N
     across = tl.cdiv(columns, BN)
     tiles = tl.cdiv(rows, BM) * across
     batch = (tl.program_id(0) // tiles).to(tl.int64)
@@ -33,7 +36,7 @@ def gemm(
     n = (tile % across) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
     a += batch * a_batch + m.to(tl.int64)[:, None] * a_row + k[None, :]
-    b += batch * b_batch + k.to(tl.int64)[:, None] * b_row + n[None, :]
+    b += batch * b_batch + k.to(tl.int64)[:, None] * b_row + n.to(tl.int64)[None, :] * b_column
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for begin in range(0, inner, BK):
         left = tl.load(a, mask=(m < rows)[:, None] & (k < inner - begin)[None, :], other=0.0)
@@ -55,6 +58,12 @@ class Matrices(NamedTuple):
     data: torch.Tensor
     row: int
     batch: int = 0
+    column: int = 1
+
+
+def factors(packed: torch.Tensor) -> Matrices:
+    """Of `right_factor`: [k, n] or [batch, k, n]."""
+    return Matrices(packed, packed.stride(-2), packed.stride(0) if packed.dim() == 3 else 0, packed.stride(-1))
 
 
 def launches(
@@ -63,10 +72,13 @@ def launches(
 ) -> list[Launch]:  # fmt: skip
     """`size`: number of products, rows, columns, inner."""
     batch, rows, columns, inner = size
+    k, n = unit(a.data, inner, a.row), unit(a.data, columns, dst.row)
     args = (
-        a.data, b.data, dst.data, *end.args, rows, columns, inner, a.batch, a.row, b.batch, b.row, dst.batch, dst.row,
+        a.data, b.data, dst.data, *end.args, rows, columns // n, inner // k, a.batch, a.row // k,
+        b.batch, b.row, b.column, dst.batch, dst.row // n,
     )  # fmt: skip
     constants = {
+        "UNIT_K": k, "UNIT_N": n,
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(a.data.element_size()),
         "PRECISION": dot_precision(a.data, tf32), "ACT": end.act, "BIAS_OF_ROWS": bias_of_rows,
     }  # fmt: skip

@@ -3,7 +3,7 @@
     dst[m, o] = sum over tap, c of src[pixel(m, tap), c] * packed[tap, c, o]
 
 src     [mb, ih, iw, g * icg]
-packed  [g, kh * kw, icp, ocp], icp and ocp rounded up to whole tiles with zeros
+packed  [g, kh * kw * icp, ocp], icp and ocp rounded up to whole tiles with zeros
 dst     [mb, oh, ow, g * ocg]
 """
 
@@ -13,12 +13,32 @@ import torch
 import triton
 import triton.language as tl
 
-from convselect.kernels.triton.common import finish, source_pixel, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision
+from convselect.kernels.triton.common import finish, shifted, split_index
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision, right_factor, unit
 from convselect.problem import ConvProblem
 
-_GEOMETRY = ["pixels", "g", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw", "parts"]
+_GEOMETRY = [
+    "pixels",
+    "icg",
+    "ocg",
+    "g",
+    "ih",
+    "iw",
+    "oh",
+    "ow",
+    "kh",
+    "kw",
+    "sh",
+    "sw",
+    "ph",
+    "pw",
+    "dh",
+    "dw",
+    "parts",
+]
 """Triton need not compile again for particular values of these."""
+_FLATTEN = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7))
+"""Loops in loops become one, so that the next tile loads while the last is stored; Triton 3.6 would not pipeline it."""
 
 
 @triton.jit
@@ -33,42 +53,56 @@ def _place(tile, pixels, ocp, BM: tl.constexpr, BN: tl.constexpr):
 @triton.jit
 def _product(
     src, packed, group, rows, columns, first, last,
-    pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp,
+    pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """f32 [BM, BN], the sum over the steps `first` to `last`; a step is `BK` channels of a tap."""
+    """f32 [BM, BN], the sum over the steps `first` to `last`; a step is `BK` channels of a tap.
+
+    What differs from row to row is computed once; a tap is that and a distance which all rows share.
+    """
     n, y, x = split_index(rows, oh, ow)
     y = y * sh - ph
     x = x * sw - pw
+    k = tl.arange(0, BK)
+    corner = ((n.to(tl.int64) * ih + y) * iw + x) * (g * icg) + group * icg
+    y = tl.where(rows < pixels, y, ih)  # rows beyond the last are padding
+    packed += group.to(tl.int64) * (kh * kw * icp) * ocp
+    column = columns.to(tl.int64) * b_column
     per_tap = icp // BK
-    channels = tl.arange(0, BK)
-    packed += group.to(tl.int64) * (kh * kw) * icp * ocp + columns[None, :]
-    src += group * icg
+    tap = first // per_tap
+    begin = (first - tap * per_tap) * BK
+    ky = tap // kw
+    kx = tap - ky * kw
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for step in range(first, last):
-        tap = step // per_tap
-        c = (step - tap * per_tap) * BK + channels
-        ky = tap // kw
-        pixel, inside = source_pixel(n, y + ky * dh, x + (tap - ky * kw) * dw, ih, iw)
-        inside = (inside & (rows < pixels))[:, None] & (c < icg)[None, :]
-        a = tl.load(src + (pixel * (g * icg))[:, None] + c[None, :], mask=inside, other=0.0)
-        b = tl.load(packed + (step * BK + channels).to(tl.int64)[:, None] * ocp)
+        c = begin + k
+        inside, distance = shifted(y, x, ky * dh, kx * dw, ih, iw)
+        mask = inside[:, None] & (c < icg)[None, :]
+        a = tl.load(src + (corner + distance * (g * icg))[:, None] + c[None, :], mask=mask, other=0.0)
+        b = tl.load(packed + ((step * BK + k).to(tl.int64) * b_row)[:, None] + column[None, :])
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        begin += BK
+        kx = tl.where(begin == icp, kx + 1, kx)
+        begin = tl.where(begin == icp, 0, begin)
+        ky = tl.where(kx == kw, ky + 1, ky)
+        kx = tl.where(kx == kw, 0, kx)
     return acc
 
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def igemm(
     src, packed, dst, bias, residual, alpha, beta,
-    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp,
+    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """A program a tile (axis 0) and group (axis 1)."""
+    """A program a tile (axis 0) and group (axis 1). In units: icg, ocg."""
+    icg, ocg = icg * UNIT, ocg * UNIT
     group = tl.program_id(1)
     rows, columns = _place(tl.program_id(0), pixels, ocp, BM, BN)
     acc = _product(
         src, packed, group, rows, columns, 0, kh * kw * (icp // BK),
-        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, BM, BN, BK, PRECISION,
+        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
+        BM, BN, BK, PRECISION,
     )  # fmt: skip
     channels = (group * ocg + columns)[None, :]
     used = (columns < ocg)[None, :]
@@ -79,16 +113,18 @@ def igemm(
 @triton.jit(do_not_specialize=_GEOMETRY)
 def igemm_persistent(
     src, packed, dst, bias, residual, alpha, beta,
-    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp,
+    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """As `igemm`, ungrouped, with a program for each multiprocessor: the next tile loads while the last is stored."""
+    """As `igemm`, ungrouped, with a program for each multiprocessor."""
+    icg, ocg = icg * UNIT, ocg * UNIT
     tiles = (pixels + BM - 1) // BM * (ocp // BN)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=_FLATTEN):
         rows, columns = _place(tile, pixels, ocp, BM, BN)
         acc = _product(
             src, packed, tl.program_id(1), rows, columns, 0, kh * kw * (icp // BK),
-            pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, BM, BN, BK, PRECISION,
+            pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
+            BM, BN, BK, PRECISION,
         )  # fmt: skip
         used = (columns < ocg)[None, :]
         offsets = rows.to(tl.int64)[:, None] * ocg + columns[None, :]
@@ -99,17 +135,19 @@ def igemm_persistent(
 @triton.jit(do_not_specialize=_GEOMETRY)
 def igemm_part(
     src, packed, partial,
-    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp,
+    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `igemm`, ungrouped; axis 1 divides the steps. partial  f32 [parts, pixels, ocp]."""
+    icg = icg * UNIT
     part = tl.program_id(1)
     rows, columns = _place(tl.program_id(0), pixels, ocp, BM, BN)
     steps = kh * kw * (icp // BK)
     share = (steps + tl.num_programs(1) - 1) // tl.num_programs(1)
     acc = _product(
         src, packed, 0 * part, rows, columns, part * share, tl.minimum((part + 1) * share, steps),
-        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, BM, BN, BK, PRECISION,
+        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
+        BM, BN, BK, PRECISION,
     )  # fmt: skip
     offsets = (part.to(tl.int64) * pixels + rows)[:, None] * ocp + columns[None, :]
     tl.store(partial + offsets, acc, mask=(rows < pixels)[:, None])
@@ -117,10 +155,11 @@ def igemm_part(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def add_parts(
-    partial, dst, bias, residual, alpha, beta, pixels, oc, ocp, parts,
+    partial, dst, bias, residual, alpha, beta, pixels, ocg, ocp, parts, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """dst = epilogue of the sum over the parts, always in the same order."""
+    """dst = epilogue of the sum over the parts, always in the same order. In units: ocg."""
+    oc = ocg * UNIT
     rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     used = (columns < oc)[None, :]
@@ -133,11 +172,12 @@ def add_parts(
     finish(acc, dst, offsets, mask, bias, columns[None, :], used, residual, alpha, beta, ACT)
 
 
-def pack(weight: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def pack(weight: torch.Tensor, shape: tuple[int, ...], depth_first: bool) -> torch.Tensor:
     """`weight` [g * ocg, icg, kh, kw] in `shape`, that of packed."""
     g, (oc, icg, kh, kw) = shape[0], weight.shape
-    packed = weight.new_zeros(shape)
-    packed[:, :, :icg, : oc // g] = weight.reshape(g, oc // g, icg, kh * kw).permute(0, 3, 2, 1)
+    packed = right_factor(weight, shape, depth_first)
+    taps = packed.unflatten(1, (kh * kw, -1))
+    taps[:, :, :icg, : oc // g] = weight.reshape(g, oc // g, icg, kh * kw).permute(0, 3, 2, 1)
     return packed
 
 
@@ -146,15 +186,16 @@ def launches(
     *, programs: int = 0, parts: int = 1,
 ) -> list[Launch]:  # fmt: skip
     """`programs`: of a persistent kernel, 0 for a program a tile. `parts`: of the depth, summed by a second kernel."""
-    pixels, ocp = src.shape[0] * p.oh * p.ow, packed.shape[3]
+    pixels, (_, depth, ocp) = src.shape[0] * p.oh * p.ow, packed.shape
+    n = unit(src, p.ic // p.g, p.oc // p.g)
     sizes = (
-        pixels, p.ic // p.g, p.oc // p.g, p.g, p.ih, p.iw, p.oh, p.ow, p.kh, p.kw, p.sh, p.sw, p.ph, p.pw, p.dh, p.dw,
-        packed.shape[2], ocp,
+        pixels, p.ic // p.g // n, p.oc // p.g // n, p.g, p.ih, p.iw, p.oh, p.ow, p.kh, p.kw,
+        p.sh, p.sw, p.ph, p.pw, p.dh, p.dw, depth // (p.kh * p.kw), ocp, packed.stride(1), packed.stride(2),
     )  # fmt: skip
     tiles = blocks(pixels, tile.rows) * (ocp // tile.columns)
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(src.element_size()),
-        "PRECISION": dot_precision(src, tf32),
+        "PRECISION": dot_precision(src, tf32), "UNIT": n,
     }  # fmt: skip
     if parts == 1:
         kernel, grid = (igemm_persistent, min(tiles, programs)) if programs else (igemm, tiles)
@@ -164,7 +205,7 @@ def launches(
     return [
         Launch(igemm_part, (tiles, parts), (src, packed, partial, *sizes), constants, tile.warps, tile.stages),
         Launch(
-            add_parts, (blocks(pixels, 8), blocks(p.oc, 128)), (partial, dst, *end.args, pixels, p.oc, ocp, parts),
-            {"BM": 8, "BN": 128, "ACT": end.act},
+            add_parts, (blocks(pixels, 8), blocks(p.oc, 128)), (partial, dst, *end.args, pixels, p.oc // n, ocp, parts),
+            {"UNIT": n, "BM": 8, "BN": 128, "ACT": end.act},
         ),
     ]  # fmt: skip

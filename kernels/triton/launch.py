@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -82,6 +83,26 @@ def blocks(size: int, block: int) -> int:
 
 def round_up(size: int, multiple: int) -> int:
     return blocks(size, multiple) * multiple
+
+
+def unit(data: torch.Tensor, *sizes: int) -> int:
+    """The largest power of two that divides `sizes`, of which a vector of 16 bytes holds no more.
+
+    Kernels take sizes that decide how wide copies are in such units: Triton itself only asks whether 16 divides one,
+    which 24 channels are too few for, and would compile again for each combination of answers.
+    """
+    return math.gcd(16 // data.element_size(), *sizes)
+
+
+def right_factor(like: torch.Tensor, shape: tuple[int, ...], depth_first: bool) -> torch.Tensor:
+    """Zeros of `shape` [..., k, n]. `depth_first`: elements adjacent in memory are those along k, otherwise along n.
+
+    Hopper's matrix units want TF32 so, and take half precision either way; plain float32 multiplies rows of n.
+    """
+    if not depth_first:
+        return like.new_zeros(shape)
+    *batch, k, n = shape
+    return like.new_zeros((*batch, n, k)).transpose(-1, -2)
 
 
 def dot_precision(src: torch.Tensor, tf32: bool) -> str:

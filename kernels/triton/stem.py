@@ -2,7 +2,7 @@
 
     k = (ky * kw + kx) * ic + c
 
-src of any strides; packed  [kp, ocp], kp and ocp rounded up to whole tiles with zeros; dst NHWC.
+src of any strides; packed  [kp, ocp], of `right_factor`, kp and ocp rounded up to whole tiles with zeros; dst NHWC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from convselect.kernels.triton.common import finish, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision, right_factor
 from convselect.problem import ConvProblem
 
 _GEOMETRY = ["pixels", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw"]
@@ -25,17 +25,21 @@ def _patches(src, rows, k, pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, d
     tap = k // ic
     c = k - tap * ic
     ky = tap // kw
-    y = (y * sh - ph)[:, None] + (ky * dh)[None, :]
-    x = (x * sw - pw)[:, None] + ((tap - ky * kw) * dw)[None, :]
-    inside = (y >= 0) & (y < ih) & (x >= 0) & (x < iw) & (rows < pixels)[:, None] & (tap < kh * kw)[None, :]
-    offsets = (n.to(tl.int64) * s_n)[:, None] + y.to(tl.int64) * s_y + x.to(tl.int64) * s_x
-    return tl.load(src + offsets + (c.to(tl.int64) * s_c)[None, :], mask=inside, other=0.0)
+    dy, dx = ky * dh, (tap - ky * kw) * dw
+    y = y * sh - ph
+    x = x * sw - pw
+    corner = n.to(tl.int64) * s_n + y.to(tl.int64) * s_y + x.to(tl.int64) * s_x
+    distance = dy.to(tl.int64) * s_y + dx.to(tl.int64) * s_x + c.to(tl.int64) * s_c
+    y = tl.where(rows < pixels, y, ih)[:, None] + dy[None, :]  # rows beyond the last are padding
+    x = x[:, None] + tl.where(tap < kh * kw, dx, iw + pw)[None, :]  # and so are taps beyond the last
+    inside = (y >= 0) & (y < ih) & (x >= 0) & (x < iw)
+    return tl.load(src + corner[:, None] + distance[None, :], mask=inside, other=0.0)
 
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def stem(
     src, packed, dst, bias, residual, alpha, beta,
-    pixels, ic, oc, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x, kp, ocp,
+    pixels, ic, oc, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x, kp, b_row, b_column,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """Axis 0: pixels; axis 1: output channels."""
@@ -45,7 +49,8 @@ def stem(
     for begin in range(0, kp, BK):
         k = begin + tl.arange(0, BK)
         a = _patches(src, rows, k, pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x)
-        acc = tl.dot(a, tl.load(packed + k[:, None] * ocp + columns[None, :]), acc, input_precision=PRECISION)
+        b = tl.load(packed + k[:, None] * b_row + columns[None, :] * b_column)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
     used = (columns < oc)[None, :]
     offsets = rows.to(tl.int64)[:, None] * oc + columns[None, :]
     mask = (rows < pixels)[:, None] & used
@@ -66,9 +71,9 @@ def im2row(
     tl.store(patches + offsets, a, mask=(rows < pixels)[:, None] & (k < kp)[None, :])
 
 
-def pack(weight: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def pack(weight: torch.Tensor, shape: tuple[int, int], depth_first: bool) -> torch.Tensor:
     """`weight` [oc, ic, kh, kw] in `shape`, that of packed."""
-    packed = weight.new_zeros(shape)
+    packed = right_factor(weight, shape, depth_first)
     packed[: weight[0].numel(), : weight.shape[0]] = weight.permute(2, 3, 1, 0).flatten(0, 2)
     return packed
 
@@ -81,7 +86,7 @@ def launches(
     p: ConvProblem, tile: Tile, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue, tf32: bool
 ) -> list[Launch]:
     pixels = src.shape[0] * p.oh * p.ow
-    args = (src, packed, dst, *end.args, pixels, p.ic, p.oc, *_sizes(p), *src.stride(), *packed.shape)
+    args = (src, packed, dst, *end.args, pixels, p.ic, p.oc, *_sizes(p), *src.stride(), len(packed), *packed.stride())
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(src.element_size()),
         "PRECISION": dot_precision(src, tf32), "ACT": end.act,

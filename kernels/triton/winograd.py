@@ -17,13 +17,13 @@ import triton.language as tl
 
 from convselect.kernels.triton import gemm
 from convselect.kernels.triton.common import finish, source_pixel, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, right_factor, unit
 from convselect.problem import ConvProblem
 
 Matrix = tuple[tuple[float, ...], ...]
 _POINTS = {2: (Fraction(0), Fraction(1), Fraction(-1)),
            4: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))}  # fmt: skip
-_GEOMETRY = ["tiles", "ih", "iw", "oh", "ow", "th", "tw", "ph", "pw"]
+_GEOMETRY = ["tiles", "c", "oc", "ih", "iw", "oh", "ow", "th", "tw", "ph", "pw"]
 
 
 class Transform(NamedTuple):
@@ -100,9 +100,10 @@ def _both_sides(MATRIX: tl.constexpr, columns):
 @triton.jit(do_not_specialize=_GEOMETRY)
 def transform_source(
     src, v, tiles, c, cp, ih, iw, th, tw, ph, pw,
-    M: tl.constexpr, B: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    M: tl.constexpr, B: tl.constexpr, UNIT: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Axis 0: tiles; axis 1: channels."""
+    """Axis 0: tiles; axis 1: channels. In units: c."""
+    c = c * UNIT
     t = tl.program_id(0).to(tiles.dtype) * BT + tl.arange(0, BT)
     channels = (tl.program_id(1) * BC + tl.arange(0, BC))[None, :]
     n, y, x = split_index(t, th, tw)
@@ -126,9 +127,10 @@ def transform_source(
 @triton.jit(do_not_specialize=_GEOMETRY)
 def transform_product(
     product, dst, bias, residual, alpha, beta, tiles, oc, ocp, oh, ow, th, tw,
-    M: tl.constexpr, A: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACT: tl.constexpr,
+    M: tl.constexpr, A: tl.constexpr, UNIT: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """Axis 0: tiles; axis 1: output channels."""
+    """Axis 0: tiles; axis 1: output channels. In units: oc."""
+    oc = oc * UNIT
     t = tl.program_id(0).to(tiles.dtype) * BT + tl.arange(0, BT)
     channels = (tl.program_id(1) * BC + tl.arange(0, BC))[None, :]
     used = channels < oc
@@ -152,11 +154,11 @@ def transform_product(
             )  # fmt: skip
 
 
-def pack(weight: torch.Tensor, m: int, shape: tuple[int, int, int]) -> torch.Tensor:
+def pack(weight: torch.Tensor, m: int, shape: tuple[int, int, int], depth_first: bool) -> torch.Tensor:
     """`weight` [oc, ic, 3, 3], transformed in float64, in `shape`, that of packed."""
     g = torch.tensor(transform(m).g, dtype=torch.float64, device=weight.device)
     oc, ic, _, _ = weight.shape
-    packed = weight.new_zeros(shape)
+    packed = right_factor(weight, shape, depth_first)
     packed[:, :ic, :oc] = torch.einsum("ik,ockl,jl->ijco", g, weight.double(), g).flatten(0, 1).to(weight.dtype)
     return packed
 
@@ -170,17 +172,21 @@ def launches(
     tiles = src.shape[0] * th * tw
     v = src.new_empty((planes, tiles, cp))
     product = src.new_empty((planes, tiles, ocp), dtype=torch.float32)
-    block = {"M": m, "BT": 4, "BC": 64}
+    bt = 8 if m == 2 else 4  # a thread has 8 channels of 16 values, or 4 of 36
+    block = {"M": m, "BT": bt, "BC": 64}
+    c, o = unit(src, p.ic), unit(src, p.oc)
     first = Launch(
-        transform_source, (blocks(tiles, 4), blocks(cp, 64)),
-        (src, v, tiles, p.ic, cp, p.ih, p.iw, th, tw, p.ph, p.pw), {**block, "B": matrices.b},
+        transform_source, (blocks(tiles, bt), blocks(cp, 64)),
+        (src, v, tiles, p.ic // c, cp, p.ih, p.iw, th, tw, p.ph, p.pw),
+        {**block, "B": matrices.b, "UNIT": c}, warps=2,
     )  # fmt: skip
     products = gemm.launches(
-        tile, (planes, tiles, ocp, cp), gemm.Matrices(v, cp, tiles * cp), gemm.Matrices(packed, ocp, cp * ocp),
+        tile, (planes, tiles, ocp, cp), gemm.Matrices(v, cp, tiles * cp), gemm.factors(packed),
         gemm.Matrices(product, ocp, tiles * ocp), tf32,
     )  # fmt: skip
     last = Launch(
-        transform_product, (blocks(tiles, 4), blocks(p.oc, 64)),
-        (product, dst, *end.args, tiles, p.oc, ocp, p.oh, p.ow, th, tw), {**block, "A": matrices.a, "ACT": end.act},
+        transform_product, (blocks(tiles, bt), blocks(p.oc, 64)),
+        (product, dst, *end.args, tiles, p.oc // o, ocp, p.oh, p.ow, th, tw),
+        {**block, "A": matrices.a, "UNIT": o, "ACT": end.act}, warps=2,
     )  # fmt: skip
     return [first, *products, last]

@@ -29,6 +29,11 @@ def element_bytes(precision: str) -> int:
     return 2 if precision in HALF else 4
 
 
+def on_matrix_units(dtype: torch.dtype) -> bool:
+    """Whether products of `dtype` run there: weights are packed for them. Plain float32 does not."""
+    return dtype != torch.float32 or tf32_allowed()
+
+
 def no_gpu(machine: Machine) -> str | None:
     """A refusal of whatever needs NVIDIA's GPUs."""
     if not isinstance(machine, Gpu):

@@ -42,7 +42,7 @@ class Depthwise(TritonPrimitive):
 
 
 register(
-    Depthwise("depthwise_8x64_nhwc", Layout.NHWC, Block(8, 64, 4)),
+    Depthwise("depthwise_8x64_nhwc", Layout.NHWC, Block(8, 64, 2)),
     Depthwise("depthwise_32x32_nhwc", Layout.NHWC, Block(32, 32, 4)),
     Depthwise("depthwise_512_nchw", Layout.NCHW, Block(512, 1, 4)),
 )

@@ -60,7 +60,7 @@ class Merged(ImplicitGemm):
         return super().launches(self._merge(problem), src, packed, dst, end, tf32)
 
 
-_WIDE, _NARROW = Tile(64, 64, 4, 4, depth_bytes=64), Tile(128, 32, 8, 4, depth_bytes=64)
+_WIDE, _NARROW = Tile(64, 64, 4, 4, depth_bytes=64), Tile(128, 32, 4, 4, depth_bytes=64)
 
 register(
     ImplicitGemm("grouped_64x64_nhwc", _WIDE, family="grouped", rules=(several_groups,)),

@@ -8,7 +8,7 @@ from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS
 from convselect.primitive import register
-from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, multiprocessors
+from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, multiprocessors, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
@@ -38,7 +38,7 @@ class ImplicitGemm(TritonPrimitive):
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]:
         p = problem
         icp, ocp = round_up(p.ic // p.g, self.tile.depth(element_bytes)), round_up(p.oc // p.g, self.tile.columns)
-        return p.g, p.kh * p.kw, icp, ocp
+        return p.g, p.kh * p.kw * icp, ocp
 
     def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
         if self.parts == 1:
@@ -49,7 +49,8 @@ class ImplicitGemm(TritonPrimitive):
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import igemm
 
-        return igemm.pack(weight.detach(), self.packed_shape(problem, weight.element_size()))
+        shape = self.packed_shape(problem, weight.element_size())
+        return igemm.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
@@ -70,8 +71,10 @@ register(
     ImplicitGemm("igemm_64x128_nhwc", Tile(64, 128, 4, 4)),
     ImplicitGemm("igemm_128x32_nhwc", Tile(128, 32, 4, 4, depth_bytes=64)),
     ImplicitGemm("igemm_64x64_nhwc", Tile(64, 64, 4, 4)),
+    ImplicitGemm("igemm_64x32_nhwc", Tile(64, 32, 4, 4)),
     ImplicitGemm("igemm_128x128_persistent_nhwc", Tile(128, 128, 8, 3), persistent=True),
     ImplicitGemm("igemm_128x64_persistent_nhwc", Tile(128, 64, 4, 4), persistent=True),
     ImplicitGemm("igemm_64x64_split4_nhwc", Tile(64, 64, 4, 4), parts=4),
+    ImplicitGemm("igemm_64x64_split8_nhwc", Tile(64, 64, 4, 4), parts=8),
     ImplicitGemm("igemm_64x64_split16_nhwc", Tile(64, 64, 4, 4), parts=16),
 )

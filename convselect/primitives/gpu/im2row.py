@@ -7,7 +7,7 @@ import torch
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive, element_bytes
+from convselect.primitives.gpu.base import TritonPrimitive, element_bytes, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
@@ -36,7 +36,8 @@ class Im2row(TritonPrimitive):
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import stem
 
-        return stem.pack(weight.detach(), self.packed_shape(problem, weight.element_size()))
+        shape = self.packed_shape(problem, weight.element_size())
+        return stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
@@ -44,9 +45,9 @@ class Im2row(TritonPrimitive):
     ) -> list[Launch]:  # fmt: skip
         from convselect.kernels.triton import gemm, stem
 
-        p, (kp, ocp) = problem, packed.shape
+        p, kp = problem, len(packed)
         patches = src.new_empty((src.shape[0] * p.oh * p.ow, kp))
-        factors = gemm.Matrices(patches, kp), gemm.Matrices(packed, ocp), gemm.Matrices(dst, p.oc)
+        factors = gemm.Matrices(patches, kp), gemm.factors(packed), gemm.Matrices(dst, p.oc)
         products = gemm.launches(self.tile, (1, len(patches), p.oc, kp), *factors, tf32, end)
         return stem.im2row_launches(p, src, patches) + products
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, right_factor, round_up
 from convselect.layout import Layout
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive
+from convselect.primitives.gpu.base import TritonPrimitive, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.primitives.kn2 import unit_stride
 from convselect.primitives.pointwise import one_by_one, unpadded
 from convselect.problem import ConvProblem
 
 _RULES = (one_by_one, unit_stride, unpadded, ungrouped)
-_ALIGNED = 8
-"""Rows of weights begin at multiples of 16 bytes."""
+_ALIGNED = 16
+"""Rows of weights begin at multiples of so many elements: Triton asks whether 16 divides them."""
 
 
 class Pointwise(TritonPrimitive):
-    """packed  [ic, ocp] for NHWC: dst = src * packed; [oc, icp] for NCHW: dst = packed * src for each image."""
+    """packed  [icp, ocp] of `right_factor` for NHWC: dst = src * packed; [oc, icp] for NCHW: dst = packed * src, for
+    each image.
+    """
 
     tile: Tile
 
@@ -30,24 +32,25 @@ class Pointwise(TritonPrimitive):
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]:
         p = problem
         if self.src_layout is Layout.NHWC:
-            return p.ic, round_up(p.oc, _ALIGNED)
+            return round_up(p.ic, _ALIGNED), round_up(p.oc, _ALIGNED)
         return p.oc, round_up(p.ic, _ALIGNED)
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        matrix = weight.detach().flatten(1)
-        if self.src_layout is Layout.NHWC:
+        matrix, nhwc = weight.detach().flatten(1), self.src_layout is Layout.NHWC
+        if nhwc:
             matrix = matrix.t()
-        packed = matrix.new_zeros(self.packed_shape(problem, weight.element_size()))
-        packed[:, : matrix.shape[1]] = matrix
+        shape = self.packed_shape(problem, weight.element_size())
+        packed = right_factor(matrix, shape, nhwc and on_matrix_units(matrix.dtype))
+        packed[: matrix.shape[0], : matrix.shape[1]] = matrix
         return packed
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
         tf32: bool,
     ) -> list[Launch]:  # fmt: skip
-        from convselect.kernels.triton.gemm import Matrices, launches
+        from convselect.kernels.triton.gemm import Matrices, factors, launches
 
-        mb, p, weights = src.shape[0], problem, Matrices(packed, packed.shape[1])
+        mb, p, weights = src.shape[0], problem, factors(packed)
         pixels = p.ih * p.iw
         if self.src_layout is Layout.NHWC:
             size = (1, mb * pixels, p.oc, p.ic)
@@ -61,6 +64,7 @@ register(
     Pointwise("pointwise_128x64_nhwc", Layout.NHWC, Tile(128, 64, 4, 4)),
     Pointwise("pointwise_64x128_nhwc", Layout.NHWC, Tile(64, 128, 4, 4)),
     Pointwise("pointwise_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 4)),
+    Pointwise("pointwise_64x32_nhwc", Layout.NHWC, Tile(64, 32, 4, 4)),
     Pointwise("pointwise_128x64_nchw", Layout.NCHW, Tile(128, 64, 8, 4)),
     Pointwise("pointwise_64x128_nchw", Layout.NCHW, Tile(64, 128, 8, 4)),
 )

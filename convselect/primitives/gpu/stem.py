@@ -7,7 +7,7 @@ import torch
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive
+from convselect.primitives.gpu.base import TritonPrimitive, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
@@ -33,7 +33,8 @@ class Stem(TritonPrimitive):
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import stem
 
-        return stem.pack(weight.detach(), self.packed_shape(problem, weight.element_size()))
+        shape = self.packed_shape(problem, weight.element_size())
+        return stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,

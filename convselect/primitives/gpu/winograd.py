@@ -10,7 +10,7 @@ from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, rou
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS
 from convselect.primitive import register
-from convselect.primitives.gpu.base import HALF, TritonPrimitive, element_bytes
+from convselect.primitives.gpu.base import HALF, TritonPrimitive, element_bytes, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.primitives.winograd import dense, only
 from convselect.problem import ConvProblem
@@ -52,7 +52,8 @@ class Winograd(TritonPrimitive):
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import winograd
 
-        return winograd.pack(weight.detach(), self.m, self.packed_shape(problem, weight.element_size()))
+        shape = self.packed_shape(problem, weight.element_size())
+        return winograd.pack(weight.detach(), self.m, shape, self.m == 2 and on_matrix_units(weight.dtype))
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,

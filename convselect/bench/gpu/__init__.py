@@ -1,0 +1,1 @@
+"""What `benchmarks/gpu.py` measures on a GPU: ceilings, the networks, the page. No Triton is imported here."""

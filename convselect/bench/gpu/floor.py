@@ -1,0 +1,53 @@
+"""The least time a network can take on a GPU: layer by layer, its FLOPs at the rate of a large matrix product or its
+bytes at the rate of a copy, whichever is longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from convselect.bench.networks import torchvision_models
+
+SIZES = {"inception_v3": 299}
+
+
+class Layer(NamedTuple):
+    """A convolution or a linear layer: operations of the direct algorithm, elements read and written once."""
+
+    flops: int
+    elements: int
+
+
+def layers(name: str, batch: int) -> list[Layer]:
+    """Of torchvision's network `name`, in order of execution. Nothing is computed."""
+    found: list[Layer] = []
+
+    def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        depth = math.prod(weight.shape[1:])
+        found.append(Layer(2 * output.numel() * depth, inputs[0].numel() + output.numel() + weight.numel()))
+
+    models = torchvision_models()
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        model = models.get_model(name, weights=None, **extra).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(record)
+    side = SIZES.get(name, 224)
+    with torch.inference_mode():
+        model(torch.empty(batch, 3, side, side, device="meta"))
+    return found
+
+
+def floor_ms(network: Iterable[Layer], precision: str, ceilings: Mapping[str, float]) -> float:
+    """Milliseconds; `ceilings` has "copy_gbs" and, for each precision, "float16_tflops" and so on."""
+    size = 2 if precision in ("float16", "bfloat16") else 4
+    flops_ms, bytes_ms = 1e-9 / ceilings[f"{precision}_tflops"], 1e-6 / ceilings["copy_gbs"]
+    return sum(max(layer.flops * flops_ms, size * layer.elements * bytes_ms) for layer in network)

@@ -1,0 +1,106 @@
+"""The page of a GPU's results, from the JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from convselect.bench.gpu.compare import LABELS, OURS, SYSTEMS, Job
+from convselect.bench.report import geomean
+
+Record = Mapping[str, Any]
+"""Of networks.json: {"network", "batch", "precision", "floor_ms", "systems"}, the last from `compare`."""
+
+
+def ratio(record: Record) -> float | None:
+    """How much faster than the faster peer; None until ours and both peers are there."""
+    times = [record["systems"].get(system, {}).get("median_ms") for system in SYSTEMS]
+    return None if None in times else min(times[1:]) / times[0]
+
+
+def missing(jobs: Sequence[Job], records: Sequence[Record], failures: Sequence[Record]) -> list[str]:
+    """What was neither measured nor failed, a line for each setting."""
+    have = {(Job(r["network"], r["batch"], r["precision"]), system) for r in records for system in r["systems"]}
+    have |= {(Job(f["network"], f["batch"], f["precision"]), f["system"]) for f in failures if "system" in f}
+    lines = []
+    for setting in dict.fromkeys((job.precision, job.batch) for job in jobs):
+        for system in SYSTEMS:
+            lack = [job.network for job in jobs if (job.precision, job.batch) == setting and (job, system) not in have]
+            if lack:
+                lines.append(f"{setting[0]}, batch {setting[1]}, {LABELS[system]}: {', '.join(lack)}")
+    return lines
+
+
+def page(
+    about: Record, ceilings: Record, models: Mapping[str, Record], records: Sequence[Record],
+    failures: Sequence[Record], jobs: Sequence[Job],
+) -> str:  # fmt: skip
+    """Markdown. `about`: {"machine", "date", "command", "versions"}; `models`: precision -> `CostModel.info`."""
+    lines = [
+        "# Results on a GPU", "",
+        f"{about['machine']}, {about['date']}; {about['versions']}. Command: `{about['command']}`.", "",
+        "Milliseconds by events on the GPU, medians over interleaved rounds, all systems in one process and in "
+        "channels_last. cuDNN: eager mode with `benchmark=True`. Inductor: `max-autotune`, with CUDA graphs. The "
+        "speed-up is over the faster of the two. Of floor: the least time by two measured ceilings, layer by layer "
+        "(FLOPs at the rate of a large matrix product, or bytes at that of a copy), over ours; values that stay in the "
+        "L2 and Winograd may pass it. First call: with compilation and calibration, and whatever was cached before.",
+        "",
+        f"Ceilings: a copy moves {ceilings['copy_gbs']:.0f} GB/s; a product of 8192 x 8192 matrices runs at "
+        + ", ".join(
+            f"{ceilings[f'{p}_tflops']:.0f} TFLOP/s in {p}" for p in ("float16", "tf32", "float32")
+            if f"{p}_tflops" in ceilings
+        ) + ".", "",
+    ]  # fmt: skip
+    for precision, batch in dict.fromkeys((job.precision, job.batch) for job in jobs):
+        some = [r for r in records if (r["precision"], r["batch"]) == (precision, batch)]
+        if some:
+            lines += _section(precision, batch, some)
+    if models:
+        lines += ["## The cost model", "",
+                  "| precision | problems | timings | held-out error, median | slow-down of its choices |",
+                  "|---|---:|---:|---:|---:|"]  # fmt: skip
+        for precision, info in models.items():
+            held = info["held_out"]
+            lines.append(f"| {precision} | {info['problems']} | {info['timings']} | {held['mdrae']:.1%} | "
+                         f"{held['slowdown_total']:.3f} |")  # fmt: skip
+        lines.append("")
+    if failures:
+        lines += ["## What failed", ""]
+        for failure in failures:
+            what = ", ".join(f"{value}" for key, value in failure.items() if key != "error")
+            lines.append(f"- {what}: {failure['error']}")
+        lines.append("")
+    if lack := missing(jobs, records, failures):
+        lines += ["## Not measured yet", "", *(f"- {line}" for line in lack), ""]
+    return "\n".join(lines)
+
+
+def _section(precision: str, batch: int, records: Sequence[Record]) -> list[str]:
+    lines = [
+        f"## {precision}, batch {batch}", "",
+        f"| network | {' | '.join(LABELS[s] for s in SYSTEMS)} | speed-up | of floor | first call, s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for record in records:
+        ours = record["systems"].get(OURS, {})
+        cells = [_ms(record["systems"].get(system)) for system in SYSTEMS]
+        over = ratio(record)
+        cells.append("-" if over is None else f"{over:.2f}")
+        cells.append(f"{record['floor_ms'] / ours['median_ms']:.0%}" if "median_ms" in ours else "-")
+        cells.append(f"{ours['first_s']:.1f}" if "first_s" in ours else "-")
+        lines.append(f"| {record['network']} | {' | '.join(cells)} |")
+    ratios = [over for record in records if (over := ratio(record)) is not None]
+    if ratios:
+        slow = [r["network"] for r in records if (over := ratio(r)) is not None and over < 0.98]
+        verdict = f"slower by more than 2%: {', '.join(slow)}" if slow else "none is slower by more than 2%"
+        lines += ["", f"Geometric mean of the speed-up over {len(ratios)} networks: {geomean(ratios):.2f}; {verdict}."]
+    for record in records:
+        lines += ["", *(f"{record['network']}, {LABELS[system]}: {found['absent']}."
+                        for system, found in record["systems"].items() if "absent" in found)]  # fmt: skip
+    while lines[-1] == "":
+        lines.pop()
+    return [*lines, ""]
+
+
+def _ms(found: Record | None) -> str:
+    return "-" if found is None or "median_ms" not in found else f"{found['median_ms']:.3f}"
