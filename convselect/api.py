@@ -11,7 +11,6 @@ from torch.nn.parameter import is_lazy
 
 from convselect import calibration
 from convselect.backend import Backend
-from convselect.errors import unknown_choice
 from convselect.explanation import Explanation
 from convselect.options import Options
 from convselect.plan import merged
@@ -41,7 +40,8 @@ def compile(
     another batch size does so once.
 
     Args:
-        model: a `torch.nn.Module` in eval mode. What is not a float32 two-dimensional convolution runs as before.
+        model: a `torch.nn.Module` in eval mode. Its two-dimensional convolutions are converted: float32 ones on a CPU,
+            also half precision and autocast's on an NVIDIA GPU. Everything else runs as before.
         accuracy: "strict" (what errs by at most 2e-6 relative to float64: direct, GEMM-based, Winograd F(2,3)),
             "default" (at most 5e-6), or "fast" (at most 2e-5).
         calibrate: "auto" times a few primitives on the first run on a machine, "always" on each compilation,
@@ -104,8 +104,9 @@ def calibrate(budget_s: float = 2.0, device: str = "cpu") -> None:
 
     Args:
         budget_s: seconds to spend timing.
-        device: "cpu".
+        device: "cpu", or "cuda" for the first GPU, in float32; other types are calibrated when first run.
+
+    Raises:
+        ValueError: no such device, or torch finds no GPU.
     """
-    if device != "cpu":
-        raise unknown_choice("device", device, ("cpu",))
-    calibration.calibrate(budget_s)
+    calibration.calibrate(budget_s, device)
