@@ -60,19 +60,21 @@ def compiled(model: nn.Module, **options: object):
     return convselect.compile(model, **{"calibrate": "never", "strict": True, **options})
 
 
+@pytest.mark.parametrize("cuda_graphs", ["auto", "never"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", DTYPES)
-def test_agrees_with_float64(precision: str, channels_last: bool) -> None:
+def test_agrees_with_float64(precision: str, channels_last: bool, cuda_graphs: str) -> None:
     allow_tf32(precision == "tf32")
     model, x = network(DTYPES[precision]), randn(4, 3, 64, 64, dtype=DTYPES[precision])
     x = x.to(memory_format=torch.channels_last) if channels_last else x
-    fast = compiled(model)
+    fast = compiled(model, cuda_graphs=cuda_graphs)
     with torch.inference_mode():
         for seed in range(3):
             x = x.copy_(randn(*x.shape, dtype=x.dtype, seed=seed))
             assert error(fast(x), exact(model, x)) <= BOUNDS[precision]
     (run,) = run_graphs(fast, [x])
     assert precision in run.graph.plan.machine
+    assert (run.graph.plan.cuda_graph == "captured") == (cuda_graphs == "auto")
     assert {get(layer.primitive).device for layer in run.graph.plan.layers} == {"cuda"}
     assert all(layer.measured_ms for layer in convselect.explain(fast, x).layers)
 
