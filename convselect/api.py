@@ -30,6 +30,7 @@ def compile(
     select: str = "model",
     memory_mb: float | None = None,
     remainder: str = "eager",
+    cuda_graphs: str = "auto",
     dynamic: bool | None = None,
     strict: bool = False,
 ) -> Callable[..., Any]:
@@ -51,6 +52,9 @@ def compile(
             predicts, then times the close calls.
         memory_mb: bound on the memory of packed weights and workspace together; None is unbounded.
         remainder: "eager" or "inductor" runs the operators that are not convolutions.
+        cuda_graphs: "auto" captures what runs on a GPU in a CUDA graph for each shape of the inputs, up to 8, and
+            replays it: inputs are copied in, unless marked by `torch._dynamo.mark_static_address`, and results out.
+            "never" does not.
         dynamic: as in `torch.compile`.
         strict: raise `UnconvertedError` where otherwise a `ConvselectWarning` says that something runs unconverted.
 
@@ -63,7 +67,7 @@ def compile(
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
             raise ValueError(f"{name!r} is not initialised; run the model once on an example input before compiling it")
-    options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, strict)
+    options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, cuda_graphs, strict)
     # Dynamo counts recompilations by code object, which models of one class share, and runs eagerly past its limit.
     # Where torch can, each call of ours has a count of its own, with room for many spatial sizes.
     own = {"isolate_recompiles": True, "recompile_limit": _MOST_SIZES}

@@ -14,6 +14,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import Graph, GraphModule, Node
 
+from convselect.cuda_graphs import Cuda, CudaGraphs, refusal
 from convselect.errors import ConvselectWarning, UnconvertedError
 from convselect.graph.assign import Assignment, OperatorCosts
 from convselect.graph.capture import (
@@ -80,7 +81,9 @@ class Backend:
         target = target_of(graph)
         if isinstance(target, str):
             return self._unconverted(gm, target)
-        prepared = prepare(graph, static_inputs(graph, dynamo_placeholders), target)
+        static = static_inputs(graph, dynamo_placeholders)
+        fixed = [node in static for node in graph.find_nodes(op="placeholder")]
+        prepared = prepare(graph, static, target)
         convs = prepared.convs
         self._report(prepared.others)
 
@@ -106,6 +109,13 @@ class Backend:
             with fake:
                 fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
             body = compile_remainder(lowered.module, fake, fakes)
+        if target.is_gpu and convs:
+            reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None
+            reason = reason or refusal(lowered.module.graph, target.device)
+            plan = replace(plan, cuda_graph=f"none, as {reason}" if reason else "captured")
+            if reason is None:
+                weights_read = [fixed[position] for position in lowered.arguments]
+                body = CudaGraphs(body, Cuda(target.device), weights_read, self._fall_back)
         weights = Constants(prepared.fold, prepacks, target.device)
         compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments, target.device)
         self._made(compiled)

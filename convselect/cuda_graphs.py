@@ -1,4 +1,4 @@
-"""CUDA graphs: a converted graph is captured for each shape of its inputs and then replayed, without the host's launches.
+"""CUDA graphs: a converted graph is captured for each shape of its inputs, then replayed without the host's launches.
 
 A capture reads inputs at fixed addresses: weights at their own, everything else in buffers that each call copies into.
 What the caller has marked by `torch._dynamo.mark_static_address` is read where it is as well. Results are copied out,
@@ -182,8 +182,8 @@ def _is_marked(arg: Any) -> bool:
 
 
 def _overlaps(arg: Any) -> bool:
-    """Whether several elements may lie at one address, as after `expand`."""
-    return isinstance(arg, torch.Tensor) and bool(torch._debug_has_internal_overlap(arg))
+    """Whether several elements lie at one address, as after `expand`."""
+    return isinstance(arg, torch.Tensor) and torch._debug_has_internal_overlap(arg) == 1
 
 
 def _copy(result: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,8 @@ class Pretended:
 
         def replay() -> None:
             self.replays += 1
-            for kept, new in zip(results, run(), strict=True):
-                if isinstance(kept, torch.Tensor):
+            with torch.inference_mode():
+                for kept, new in zip(results, run(), strict=True):
                     kept.copy_(new)
 
         return results, replay
