@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.fx import Graph, symbolic_trace
+from torch.fx import Graph, GraphModule, symbolic_trace
 
 from convselect.cuda_graphs import MOST_CAPTURES, MOST_SHAPES, CudaGraphs, refusal
+from convselect.graph.weights import Constants
 
 CPU = torch.device("cpu")
 
@@ -164,6 +165,36 @@ def test_expanded_inputs_run_as_they_are() -> None:
     case = Case()
     case(torch.randn(1, 4).expand(3, 4))
     assert case.device.captures == 0
+
+
+def test_weights_are_packed_again_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where captures know their addresses; also where the modes of the two calls differ."""
+
+    class Ready:
+        waits = 0
+
+        def __init__(self, device: torch.device) -> None: ...
+
+        def wait(self) -> None:
+            Ready.waits += 1
+
+    monkeypatch.setattr("convselect.graph.weights.Ready", Ready)
+    graph = Graph()
+    source = graph.placeholder("weight")
+    graph.output((graph.call_function(torch.neg, (source,)), source))
+    constants = Constants(GraphModule({}, graph), [lambda weight: weight.flatten().clone(), None], torch.device("cuda"))
+    weight = torch.randn(3, 4)
+    with torch.inference_mode():
+        first = constants.current([weight])
+    addresses = [tensor.data_ptr() for tensor in first]
+    weight.mul_(2)
+    again = constants.current([weight])
+    assert again is first
+    assert [tensor.data_ptr() for tensor in again] == addresses
+    assert torch.equal(again[0], -weight.flatten())
+    assert torch.equal(again[1], weight)
+    assert constants.current([weight]) is first
+    assert Ready.waits == 3
 
 
 def traced(function: Callable[[torch.Tensor], Any], device: str = "cpu") -> Graph:

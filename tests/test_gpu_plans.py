@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,11 +15,13 @@ from torch import nn
 from torch.fx import Graph
 
 import convselect
-from convselect.backend import Backend, Prepared, captured
+from convselect.backend import Backend, Prepared, _prepacks, captured
 from convselect.graph.assign import Assignment, OperatorCosts, assign
 from convselect.graph.fold import fold_batch_norm, scale_and_shift
 from convselect.graph.lower import Call, Lowered, ScaleShift, lower, to_layout
+from convselect.graph.remainder import traced
 from convselect.graph.target import Target, target_of
+from convselect.graph.weights import pack
 from convselect.layout import Layout
 from convselect.machine import Gpu
 from convselect.options import Options
@@ -212,8 +215,8 @@ def test_other_devices_stay_with_aten(
 class Interpreted(Backend):
     """Plans for a GPU and runs them on the CPU, in Triton's interpreter; only those of `family`, where it can run."""
 
-    def __init__(self, family: str, here: Gpu) -> None:
-        super().__init__(Options(calibrate="never", strict=True))
+    def __init__(self, family: str, here: Gpu, remainder: str = "eager") -> None:
+        super().__init__(Options(calibrate="never", strict=True, remainder=remainder))
         self.family, self.here = family, here
 
     def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:
@@ -226,9 +229,14 @@ class Interpreted(Backend):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels run there: tests/test_gpu_runs.py")
-@pytest.mark.parametrize("family", ["igemm", "winograd", "im2row", "any"])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_interpreted_networks_agree_with_float64(family: str, channels_last: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "channels_last", "remainder"),
+    [
+        *((family, layout, "eager") for family in ("igemm", "winograd", "im2row", "any") for layout in (False, True)),
+        ("any", False, "inductor"),
+    ],
+)
+def test_interpreted_networks_agree_with_float64(family: str, channels_last: bool, remainder: str) -> None:
     pytest.importorskip("triton")
     torch.manual_seed(0)
     model = Small().eval()
@@ -238,7 +246,7 @@ def test_interpreted_networks_agree_with_float64(family: str, channels_last: boo
     x = torch.randn(2, 3, 16, 16)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     torch._dynamo.reset()
-    fast = torch.compile(model, backend=Interpreted(family, machine()))
+    fast = torch.compile(model, backend=Interpreted(family, machine(), remainder))
     with torch.inference_mode():
         for _ in range(2):
             got = fast(x)
@@ -249,6 +257,27 @@ def test_interpreted_networks_agree_with_float64(family: str, channels_last: boo
     layers = [layer for run in run_graphs(fast, [x]) for layer in run.graph.plan.layers]
     assert len(layers) == 4
     assert family == "any" or family in {layer.family for layer in layers}
+
+
+def test_inductor_gets_one_operator_for_each_convolution() -> None:
+    """The rest is ATen's, and a batch norm that nothing absorbs is open to fusion."""
+    pytest.importorskip("triton")
+    (prepared,) = fake(torch.float16)
+    _, assignment, _ = planned(prepared, machine("float16"))
+    prepacks = _prepacks(prepared.graph, assignment)
+    mode = torch._guards.detect_fake_mode([node.meta.get("val") for node in prepared.graph.nodes])
+    values = [node.meta["val"] for node in prepared.graph.find_nodes(op="placeholder")]
+    weights = [torch.zeros(values[i].shape, dtype=values[i].dtype) for i in prepared.positions]
+    packed = pack(prepared.fold, prepacks, weights)
+    with mode:
+        lowered = lower(prepared.graph, assignment.chosen, len(prepacks))
+        constants = [torch.empty(one.shape, dtype=one.dtype, device="cuda:0") for one in packed]
+    module, inputs = traced(lowered.module, mode, constants)
+    called = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+    assert called["convselect.gpu_conv.default"] == 4
+    assert {name.split(".")[0] for name in called} <= {"convselect", "aten", "prims", "<built-in function getitem>"}
+    assert sum(name.startswith("convselect") for name in called) == 1
+    assert {value.device.type for value in inputs} == {"cuda"}
 
 
 def test_scale_and_shift_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,19 @@ def test_autocast(dtype: torch.dtype) -> None:
         assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
 
 
+@pytest.mark.parametrize("cuda_graphs", ["auto", "never"])
+def test_inductor_runs_the_remainder(cuda_graphs: str) -> None:
+    model, x = network(torch.float16), randn(4, 3, 64, 64, dtype=torch.float16)
+    fast = compiled(model, remainder="inductor", cuda_graphs=cuda_graphs)
+    with torch.inference_mode():
+        for seed in range(3):
+            x.copy_(randn(*x.shape, dtype=x.dtype, seed=seed))
+            assert error(fast(x), exact(model, x)) <= BOUNDS["float16"]
+    with torch.no_grad():
+        model.a.weight.mul_(2)
+        assert error(fast(x), exact(model, x)) <= BOUNDS["float16"]
+
+
 def test_results_are_not_overwritten() -> None:
     model = network(torch.float16)
     fast = compiled(model)

@@ -104,7 +104,7 @@ def pack(
 ) -> tuple[torch.Tensor, ...]:
     """The results of `fold`, each packed by its `prepacks[i]`; None copies, so that nothing aliases a weight.
 
-    into: what an earlier call returned, which is overwritten and returned again.
+    into: what an earlier call returned, whose tensors are overwritten and returned again.
     """
     packing = _Packing(fold, prepacks, into)
     packing.run(*statics)
@@ -139,7 +139,10 @@ class Constants:
         if self._device.type == "cpu":
             return _State(statics, pack(self._fold, self._prepacks, statics))
         with torch.inference_mode(False):  # what is made under it could not be overwritten outside of it
-            packed = pack(self._fold, self._prepacks, statics, before.packed if before else None)
+            if before is None:
+                packed = pack(self._fold, self._prepacks, statics)
+            else:
+                pack(self._fold, self._prepacks, statics, packed := before.packed)
         return _State(statics, packed, Ready(self._device))
 
 

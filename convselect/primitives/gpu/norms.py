@@ -13,7 +13,7 @@ from convselect.primitives.gpu.base import epilogue, triton_works
 
 def by_aten(src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: Activation) -> torch.Tensor:
     """activation(src * scale + shift) in float32, rounded once. scale, shift  f32 [c]."""
-    return apply_activation(src * scale[:, None, None] + shift[:, None, None], activation).to(src.dtype)
+    return apply_activation(src * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), activation).to(src.dtype)
 
 
 def scale_shift(src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: Activation) -> torch.Tensor:
