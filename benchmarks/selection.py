@@ -26,6 +26,7 @@ from convselect.bench.networks import DEFAULT, load
 from convselect.bench.report import geomean
 from convselect.bench.runner import Protocol, interleave
 from convselect.graph.assign import Assignment, Candidate, OperatorCosts, assign
+from convselect.graph.target import Target
 from convselect.layout import Layout
 from convselect.options import Options
 from convselect.planning import Choices, choices_for
@@ -88,8 +89,8 @@ class Narrowed(Backend):
         super().__init__(OPTIONS)
         self.policy = policy
 
-    def choices(self, problems: Sequence[ConvProblem]) -> Choices:
-        choices = super().choices(problems)
+    def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:
+        choices = super().choices(problems, target)
         return replace(choices, candidates={p: self.policy(every) for p, every in choices.candidates.items()})
 
 

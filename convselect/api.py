@@ -11,7 +11,6 @@ from torch.nn.parameter import is_lazy
 
 from convselect import calibration
 from convselect.backend import Backend
-from convselect.errors import unknown_choice
 from convselect.explanation import Explanation
 from convselect.options import Options
 from convselect.plan import merged
@@ -31,6 +30,7 @@ def compile(
     select: str = "model",
     memory_mb: float | None = None,
     remainder: str = "eager",
+    cuda_graphs: str = "auto",
     dynamic: bool | None = None,
     strict: bool = False,
 ) -> Callable[..., Any]:
@@ -41,7 +41,8 @@ def compile(
     another batch size does so once.
 
     Args:
-        model: a `torch.nn.Module` in eval mode. What is not a float32 two-dimensional convolution runs as before.
+        model: a `torch.nn.Module` in eval mode. Its two-dimensional convolutions are converted: float32 ones on a CPU,
+            also half precision and autocast's on an NVIDIA GPU. Everything else runs as before.
         accuracy: "strict" (what errs by at most 2e-6 relative to float64: direct, GEMM-based, Winograd F(2,3)),
             "default" (at most 5e-6), or "fast" (at most 2e-5).
         calibrate: "auto" times a few primitives on the first run on a machine, "always" on each compilation,
@@ -51,6 +52,9 @@ def compile(
             predicts, then times the close calls.
         memory_mb: bound on the memory of packed weights and workspace together; None is unbounded.
         remainder: "eager" or "inductor" runs the operators that are not convolutions.
+        cuda_graphs: "auto" captures what runs on a GPU in a CUDA graph for each shape of the inputs, up to 8, and
+            replays it: inputs are copied in, unless marked by `torch._dynamo.mark_static_address`, and results out.
+            "never" does not.
         dynamic: as in `torch.compile`.
         strict: raise `UnconvertedError` where otherwise a `ConvselectWarning` says that something runs unconverted.
 
@@ -63,7 +67,7 @@ def compile(
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
             raise ValueError(f"{name!r} is not initialised; run the model once on an example input before compiling it")
-    options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, strict)
+    options = Options(accuracy, calibrate, budget_s, select, memory_mb, remainder, cuda_graphs, strict)
     # Dynamo counts recompilations by code object, which models of one class share, and runs eagerly past its limit.
     # Where torch can, each call of ours has a count of its own, with room for many spatial sizes.
     own = {"isolate_recompiles": True, "recompile_limit": _MOST_SIZES}
@@ -104,8 +108,9 @@ def calibrate(budget_s: float = 2.0, device: str = "cpu") -> None:
 
     Args:
         budget_s: seconds to spend timing.
-        device: "cpu".
+        device: "cpu", or "cuda" for the first GPU, in float32; other types are calibrated when first run.
+
+    Raises:
+        ValueError: no such device, or torch finds no GPU.
     """
-    if device != "cpu":
-        raise unknown_choice("device", device, ("cpu",))
-    calibration.calibrate(budget_s)
+    calibration.calibrate(budget_s, device)

@@ -14,7 +14,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import Graph, GraphModule, Node
 
-from convselect import machine as machines
+from convselect.cuda_graphs import Cuda, CudaGraphs, refusal
 from convselect.errors import ConvselectWarning, UnconvertedError
 from convselect.graph.assign import Assignment, OperatorCosts
 from convselect.graph.capture import (
@@ -35,10 +35,11 @@ from convselect.graph.memory import assign_within
 from convselect.graph.program import split
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.simplify import simplify
+from convselect.graph.target import Target, target_of
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
 from convselect.plan import TransformPlan
-from convselect.planning import Choices, choices_for, plan_of
+from convselect.planning import Choices, choices_for, plan_of, unconverted_plan
 from convselect.problem import ConvProblem
 from convselect.runtime import CompiledGraph
 
@@ -64,9 +65,9 @@ class Backend:
         compiler = partial(self._compile, placeholders)
         return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
 
-    def choices(self, problems: Sequence[ConvProblem]) -> Choices:
+    def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:
         """What can run each problem, and what it costs. A subclass may choose among less."""
-        return choices_for(problems, self.options, machines.cpu())
+        return choices_for(problems, self.options, target.machine(), target.timer)
 
     def _fall_back(self, message: str) -> None:
         if self.options.strict:
@@ -77,21 +78,25 @@ class Backend:
         self, dynamo_placeholders: Sequence[Node], gm: GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[[list[Any]], Any]:
         graph = gm.graph
-        prepared = prepare(graph, static_inputs(graph, dynamo_placeholders))
+        target = target_of(graph)
+        if isinstance(target, str):
+            return self._unconverted(gm, target)
+        static = static_inputs(graph, dynamo_placeholders)
+        fixed = [node in static for node in graph.find_nodes(op="placeholder")]
+        prepared = prepare(graph, static, target)
         convs = prepared.convs
-        for other in prepared.others:
-            self._fall_back(f"{other.name} runs in ATen: {other.reason}")
+        self._report(prepared.others)
 
-        here = machines.cpu()
         start = time.perf_counter()
-        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-            choices = self.choices([spec.problem for spec in convs.values()])
+        plain = torch.utils._python_dispatch._disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast()
+        with plain[0], plain[1], plain[2]:
+            choices = self.choices([spec.problem for spec in convs.values()], target)
         candidates = {node: choices.candidates[spec.problem] for node, spec in convs.items()}
         costs = OperatorCosts(choices.costs.operator_ms)
         memory = math.inf if self.options.memory_mb is None else self.options.memory_mb * 2**20
         assignment = assign_within(graph, candidates, costs, memory)
         select_ms = 1e3 * (time.perf_counter() - start) - choices.measured_ms
-        plan = plan_of(graph, convs, prepared.others, choices, assignment, self.options, here, select_ms)
+        plan = plan_of(graph, convs, prepared.others, choices, assignment, self.options, select_ms)
 
         prepacks = _prepacks(graph, assignment)
         fake = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
@@ -104,10 +109,39 @@ class Backend:
             with fake:
                 fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
             body = compile_remainder(lowered.module, fake, fakes)
-        weights = Constants(prepared.fold, prepacks)
-        compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments)
+        if target.is_gpu and convs:
+            reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None
+            reason = reason or refusal(lowered.module.graph, target.device)
+            plan = replace(plan, cuda_graph=f"none, as {reason}" if reason else "captured")
+            if reason is None:
+                weights_read = [fixed[position] for position in lowered.arguments]
+                body = CudaGraphs(body, Cuda(target.device), weights_read, self._fall_back)
+        weights = Constants(prepared.fold, prepacks, target.device)
+        compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments, target.device)
         self._made(compiled)
         return compiled
+
+    def _unconverted(self, gm: GraphModule, reason: str) -> CompiledGraph:
+        """The graph as it was captured, with a plan that says why."""
+        others = find_convolutions(gm.graph, set(), reason)
+        self._report(others)
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        device = next(node.args[0].meta["val"].device for node in (other.node for other in others))
+        with gm.graph.inserting_before(placeholders[0]):
+            gm.graph.placeholder("packed")  # there are no constants
+        nothing = Graph()
+        nothing.output(())
+        module = GraphModule(gm, gm.graph)
+        compiled = CompiledGraph(
+            unconverted_plan(others, self.options, str(device)), module, module,
+            Constants(GraphModule({}, nothing), []), [], range(len(placeholders)),
+        )  # fmt: skip
+        self._made(compiled)
+        return compiled
+
+    def _report(self, others: Sequence[Unconverted]) -> None:
+        for other in others:
+            self._fall_back(f"{other.name} runs in ATen: {other.reason}")
 
 
 @dataclass(frozen=True)
@@ -123,10 +157,10 @@ class Prepared:
     positions: list[int]
 
 
-def prepare(graph: Graph, static: set[Node]) -> Prepared:
-    """Rewrites `graph`, of which the inputs `static` are weights, to `convolution` nodes."""
+def prepare(graph: Graph, static: set[Node], target: Target) -> Prepared:
+    """Rewrites `graph`, of which the inputs `static` are weights, to `convolution` nodes for `target`."""
     constant = constants(graph, static)
-    others = find_convolutions(graph, constant)
+    others = find_convolutions(graph, constant, target)
     constant = constants(graph, static)
     fold_batch_norms(graph, constant)
     simplify(graph)
@@ -138,7 +172,7 @@ def prepare(graph: Graph, static: set[Node]) -> Prepared:
 
 
 def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]:
-    """The graphs for which `compile(model)` selects primitives when it is called with `inputs`.
+    """The graphs for which `compile(model)` selects primitives when it is called with `inputs`; each has a target.
 
     Runs the model once, as it is. Under a `FakeTensorMode`, with a model made there, this computes nothing.
     """
@@ -148,7 +182,9 @@ def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]
         placeholders = gm.graph.find_nodes(op="placeholder")
 
         def keep(traced: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            found.append(prepare(traced.graph, static_inputs(traced.graph, placeholders)))
+            graph, target = traced.graph, target_of(traced.graph)
+            if isinstance(target, Target):
+                found.append(prepare(graph, static_inputs(graph, placeholders), target))
             return traced.forward
 
         aot_autograd(fw_compiler=keep, inference_compiler=keep)(gm, example_inputs)
@@ -161,15 +197,15 @@ def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]
 
 def _prepacks(graph: Graph, assignment: Assignment) -> list[Prepack | None]:
     """How to pack each constant of the graph, in the order of `split_constants`; None for those used as they are."""
-    prepacks: list[Prepack | None] = []
+    prepacks: dict[int, Prepack | None] = {}
     for node in graph.nodes:
         constants = [position for position in node.meta.get("constants", ()) if position is not None]
-        prepacks += [None] * len(constants)
+        prepacks |= dict.fromkeys(constants)
         if node.target is convolution:
             chosen = assignment.chosen[node].candidate
             assert chosen is not None
             prepacks[constants[0]] = partial(chosen.primitive.prepack, node.meta["conv"].problem)
-    return prepacks
+    return [prepacks[position] for position in range(len(prepacks))]
 
 
 def _transforms(lowered: Lowered, convs: Mapping[Node, ConvSpec], costs: OperatorCosts) -> Iterator[TransformPlan]:

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 import convselect.primitives  # noqa: F401  (fills the registry)
-from convselect.costs import CostModel, Costs, Samples, shipped, store
+from convselect.costs import Costs, Model, Samples, model_for, store
 from convselect.data import COMMON, read_problems
 from convselect.errors import unknown_choice
+from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine, cpu
 from convselect.operator_timing import time_transforms
 from convselect.primitive import Primitive, candidates
@@ -72,36 +73,40 @@ def calibrate(
     problems: Sequence[ConvProblem] | None = None,
     *,
     able: Mapping[ConvProblem, Sequence[Primitive]] | None = None,
-    model: CostModel | None = None,
+    model: Model | None = None,
+    timer: PrimitiveTimer | GpuTimer | None = None,
     progress: bool | None = None,
 ) -> Samples:
     """Times for `budget_s` seconds, stores the samples with those of this machine at hand, and returns them all.
 
     Args:
         budget_s: wall-clock seconds, everything included; kept within 20% as no timing starts that would break it.
+            On a GPU a timing may also have to compile its kernel, which takes as long as it takes.
+        device: "cpu", or "cuda" for the first GPU, in float32 (TF32 where torch's switch allows it).
         problems: what the machine is to be fast at; a repeated problem counts as often. Default `data.COMMON`.
         able: the primitives to time for each problem; None stands for all that may be chosen by default.
         model: what the samples are chosen for; None stands for the shipped one.
+        timer: of another machine than `device` names.
         progress: a progress bar on stderr; None when it is a terminal.
 
     Ctrl-C raises `KeyboardInterrupt` as ever, and what was timed is stored.
     """
-    if device != "cpu":
-        raise unknown_choice("device", device, ("cpu",))
+    if device not in ("cpu", "cuda"):
+        raise unknown_choice("device", device, ("cpu", "cuda"))
     if not budget_s > 0:
         raise ValueError(f"budget_s is {budget_s}, must be positive")
     start = time.perf_counter()
-    machine = cpu()
+    timer = timer or (GpuTimer.here() if device == "cuda" else PrimitiveTimer(cpu()))
+    machine = timer.machine
     counts = Counter(read_problems(COMMON) if problems is None else problems)
     if able is None:
         able = {problem: candidates(problem, machine, "default")[0] for problem in counts}
     known = store.load(machine) or Samples()
-    model = model or CostModel.load(shipped(machine))
-    calibrator = Calibrator(Costs(model, known, machine), counts, able, PrimitiveTimer(machine), machine)
+    calibrator = Calibrator(Costs(model or model_for(machine), known, machine), counts, able, timer, machine)
     deadline = start + budget_s
     try:
         with reporting("calibrating", budget_s, progress) as report:
-            _time_transforms(calibrator.samples, counts, start + _TRANSFORMS_SHARE * budget_s)
+            _time_transforms(timer, calibrator.samples, counts, start + _TRANSFORMS_SHARE * budget_s)
             calibrator.run(deadline, lambda _, what: report(time.perf_counter() - start, what))
             report(budget_s, f"{len(calibrator.samples.timings)} timings")
     finally:
@@ -111,11 +116,14 @@ def calibrate(
     return samples
 
 
-def _time_transforms(samples: Samples, problems: Mapping[ConvProblem, int], deadline: float) -> None:
+def _time_transforms(
+    timer: PrimitiveTimer | GpuTimer, samples: Samples, problems: Mapping[ConvProblem, int], deadline: float
+) -> None:
     """Layout transforms of sources over the problems' range of sizes."""
     shapes = sorted({(p.mb, p.ic, p.ih, p.iw) for p in problems if p.ic > 1}, key=math.prod)
     spread = [shapes[i] for i in sorted({0, len(shapes) // 3, 2 * len(shapes) // 3, len(shapes) - 1})] if shapes else []
-    for row in time_transforms(spread[::-1], rounds=_ROUNDS, deadline=deadline):
+    time_all = timer.time_transforms if isinstance(timer, GpuTimer) else time_transforms
+    for row in time_all(spread[::-1], rounds=_ROUNDS, deadline=deadline):
         samples.add_operator(*row)
 
 

@@ -75,6 +75,8 @@ class Explanation:
             f"machine: {plan.machine} ({'calibrated' if plan.calibrated else 'not calibrated'}), "
             f"accuracy {plan.accuracy!r}, select {plan.select!r}",
         ]
+        if plan.cuda_graph:
+            lines.append(f"CUDA graph: {plan.cuda_graph}")
         unconverted = [layer for layer in plan.layers if layer.primitive == "aten"]
         lines += [f"{layer.name} runs in ATen: {_reasons(layer)}" for layer in unconverted]
         if refused := self.refusals():

@@ -6,6 +6,7 @@ exceed the L2 and weights come from memory as they do in a network; the source s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from convselect.layout import Layout
 from convselect.machine import Gpu, gpu
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
@@ -97,23 +99,64 @@ class GpuTimer:
         return max(_LEAST_CALLS, min(_MOST_CALLS, -(-2 * self.machine.l2_bytes // touched)))
 
     def time_primitives(
-        self, problem: ConvProblem, primitives: Sequence[Primitive], *, rounds: int = 7, abandon: float = ABANDON
+        self,
+        problem: ConvProblem,
+        primitives: Sequence[Primitive],
+        *,
+        rounds: int = 7,
+        deadline: float | None = None,
+        abandon: float = ABANDON,
     ) -> dict[str, float]:
         """Primitive -> milliseconds of one call; interleaved over `rounds`. The primitives must accept the problem.
 
-        One that is beyond `abandon` times the best in the first round is not timed again.
+        One that is beyond `abandon` times the best in the first round is not timed again. After `deadline`
+        (perf_counter seconds) no further one is compiled, and those not yet begun are left out.
         """
         with torch.inference_mode():
-            return self._time(problem, primitives, rounds, abandon)
+            return self._time(problem, primitives, rounds, deadline, abandon)
 
-    def _time(self, p: ConvProblem, primitives: Sequence[Primitive], rounds: int, abandon: float) -> dict[str, float]:
-        def draw(*size: int) -> torch.Tensor:
-            return torch.rand(size, device=self._device.device, dtype=self.dtype) - 0.5
+    def time_transforms(
+        self, shapes: Sequence[tuple[int, int, int, int]], *, rounds: int = 7, deadline: float | None = None
+    ) -> list[tuple[str, int, int, float]]:
+        """(key, bytes read and written, threads, ms) of both changes of layout, as a plan runs them on a GPU."""
+        rows = []
+        with torch.inference_mode():
+            for shape in shapes:
+                if _passed(deadline):
+                    break
+                for source, target in (Layout, tuple(Layout)[::-1]):
+                    src = self._draw(*shape).contiguous(memory_format=source.memory_format)
 
+                    def run(src: torch.Tensor = src, target: Layout = target) -> None:
+                        for _ in range(_LEAST_CALLS):
+                            src.contiguous(memory_format=target.memory_format)
+
+                    self._device.warm_up(run)
+                    replay = self._device.capture(run)
+                    times = [[self._device.elapsed_ms(replay) / _LEAST_CALLS] for _ in range(rounds)]
+                    nbytes = 2 * src.numel() * src.element_size()
+                    rows.append((f"to_{target}", nbytes, self.machine.threads, float(robust_ms(times)[0])))
+        return rows
+
+    def _draw(self, *size: int) -> torch.Tensor:
+        return torch.rand(size, device=self._device.device, dtype=self.dtype) - 0.5
+
+    def _time(
+        self,
+        p: ConvProblem,
+        primitives: Sequence[Primitive],
+        rounds: int,
+        deadline: float | None,
+        abandon: float,
+    ) -> dict[str, float]:
+        draw = self._draw
         weight, bias, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.oc), draw(p.mb, p.ic, p.ih, p.iw)
         calls = self.calls(p)
-        replays = []
+        timed, replays = [], []
         for primitive in primitives:
+            if _passed(deadline):
+                break
+            timed.append(primitive)
             src = plain.contiguous(memory_format=primitive.src_layout.memory_format)
             packs = [primitive.prepack(p, weight) for _ in range(calls)]
 
@@ -133,4 +176,8 @@ class GpuTimer:
                 if number and first[index] > abandon * np.nanmin(first):
                     continue
                 times[number, index] = self._device.elapsed_ms(replays[index]) / calls
-        return {q.name: float(ms) for q, ms in zip(primitives, robust_ms(times), strict=True)}
+        return {q.name: float(ms) for q, ms in zip(timed, robust_ms(times), strict=True)}
+
+
+def _passed(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() >= deadline

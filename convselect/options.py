@@ -15,6 +15,7 @@ _CHOICES = {
     "calibrate": ("auto", "always", "never"),
     "select": ("model", "measure", "model+verify"),
     "remainder": ("eager", "inductor"),
+    "cuda_graphs": ("auto", "never"),
 }
 
 
@@ -28,6 +29,7 @@ class Options:
     select: str = "model"
     memory_mb: float | None = None
     remainder: str = "eager"
+    cuda_graphs: str = "auto"
     strict: bool = False
 
     def __post_init__(self) -> None:

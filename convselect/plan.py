@@ -78,6 +78,8 @@ class Plan:
     """Producer -> consumer, over the names of layers and operators; for the picture."""
     memory_mb: float | None = None
     """The bound that was asked for on packed weights and workspace together."""
+    cuda_graph: str = ""
+    """On a GPU: "captured", or why it is not."""
 
     @property
     def packed_bytes(self) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch.fx import Graph, Node
 
 import convselect.primitives  # noqa: F401  (fills the registry)
-from convselect import calibration, timing
-from convselect.costs import MEASURED_STD, TWO_SIDED_90, CostModel, Costs, Samples, shipped, store
+from convselect import calibration
+from convselect.costs import MEASURED_STD, TWO_SIDED_90, Costs, Samples, model_for, store
+from convselect.gpu_timing import GpuTimer
 from convselect.graph.assign import Assignment, Candidate
 from convselect.graph.capture import ConvSpec, Unconverted
 from convselect.graph.operators import kind_of
@@ -20,6 +22,7 @@ from convselect.options import Options
 from convselect.plan import LayerPlan, OperatorPlan, Plan
 from convselect.primitive import Primitive, candidates
 from convselect.problem import ConvProblem
+from convselect.timing import PrimitiveTimer
 
 VERIFY_FACTOR = 1.3
 """`select="model+verify"` times the candidates predicted within this factor of the best."""
@@ -28,6 +31,7 @@ Able = Mapping[ConvProblem, Sequence[Primitive]]
 """The primitives that may run each problem."""
 Times = dict[ConvProblem, dict[str, float]]
 """Problem -> primitive -> ms."""
+Timer = PrimitiveTimer | GpuTimer
 
 
 @dataclass
@@ -44,8 +48,14 @@ class Choices:
     """Wall-clock time that calibration and measuring took."""
 
 
-def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Machine) -> Choices:
-    """The candidates of each distinct problem, with predicted or measured times as `options` ask."""
+def choices_for(
+    problems: Sequence[ConvProblem], options: Options, machine: Machine, timer: Callable[[], Timer] | None = None
+) -> Choices:
+    """The candidates of each distinct problem, with predicted or measured times as `options` ask.
+
+    timer: of `machine`, called where something is to be timed; None stands for the CPU's.
+    """
+    timer = timer or partial(PrimitiveTimer, machine)
     distinct = list(dict.fromkeys(problems))
     start = time.perf_counter()
     left_out = {"onednn": "its packed weights are opaque to Inductor"} if options.remainder == "inductor" else {}
@@ -55,17 +65,17 @@ def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Mach
     samples = store.load(machine)
     wanted = options.calibrate == "always" or (options.calibrate == "auto" and samples is None)
     if wanted and options.budget_s > 0:
-        samples = calibration.calibrate(options.budget_s, problems=problems, able=able)
-    choices = Choices(Costs(CostModel.load(shipped(machine)), samples, machine), samples is not None, refusals=refusals)
+        samples = calibration.calibrate(options.budget_s, problems=problems, able=able, timer=timer())
+    choices = Choices(Costs(model_for(machine), samples, machine), samples is not None, refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     start = time.perf_counter()
     if options.select == "measure":
-        times = measured_ms(able, timing.PrimitiveTimer(machine))
+        times = measured_ms(able, timer())
         choices.log_std = {problem: dict.fromkeys(of, MEASURED_STD) for problem, of in times.items()}
     else:
         if options.select == "model+verify":
-            choices.costs = verified(choices.costs, able, options.budget_s, timing.PrimitiveTimer(machine))
+            choices.costs = verified(choices.costs, able, options.budget_s, timer())
         times, choices.log_std = predict(choices.costs, able)
     if options.select != "model":
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
@@ -84,12 +94,12 @@ def predict(costs: Costs, able: Able) -> tuple[Times, dict[ConvProblem, dict[str
     return ms, log_std
 
 
-def measured_ms(able: Able, timer: timing.PrimitiveTimer) -> Times:
+def measured_ms(able: Able, timer: Timer) -> Times:
     """Of every candidate: the oracle."""
     return {problem: timer.time_primitives(problem, primitives) for problem, primitives in able.items()}
 
 
-def verified(costs: Costs, able: Able, budget_s: float, timer: timing.PrimitiveTimer) -> Costs:
+def verified(costs: Costs, able: Able, budget_s: float, timer: Timer) -> Costs:
     """`costs` with the close calls timed, those of the longest first, as far as the budget goes."""
     samples = Samples()
     predicted, _ = predict(costs, able)
@@ -107,7 +117,7 @@ def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, 
     """The candidates of each problem; those without a time are left out."""
     return {
         problem: [
-            Candidate(q, times[problem][q.name], q.packed_bytes(problem), q.workspace_bytes(problem, machine.threads))
+            Candidate(q, times[problem][q.name], *q.memory(problem, machine))
             for q in primitives
             if q.name in times[problem]
         ]
@@ -122,16 +132,11 @@ def plan_of(
     choices: Choices,
     assignment: Assignment,
     options: Options,
-    machine: Machine,
     select_ms: float,
 ) -> Plan:
     """The record of `assignment`; transforms are added when lowering has inserted them."""
     layers = [_layer(spec, node, choices, assignment) for node, spec in convs.items()]
-    layers += [
-        LayerPlan(o.name, o.problem, "aten", "aten", "", "", "identity", False, None, None, None,
-                  refusals={"every primitive": o.reason})
-        for o in others
-    ]  # fmt: skip
+    layers += map(_unconverted, others)
     operators = [
         OperatorPlan(node.name, kind, str(assignment.chosen[node].gives), assignment.chosen[node].ms)
         for node in graph.nodes
@@ -143,6 +148,7 @@ def plan_of(
         for node in graph.nodes
         for source in node.all_input_nodes
     ]
+    machine = choices.costs.machine
     return Plan(
         machine=str(machine),
         fingerprint=machine.fingerprint,
@@ -158,6 +164,19 @@ def plan_of(
         memory_mb=options.memory_mb,
         edges=tuple(edges),
     )
+
+
+def unconverted_plan(others: Sequence[Unconverted], options: Options, where: str) -> Plan:
+    """Of a graph on the device `where` that stays as it is."""
+    layers = tuple(map(_unconverted, others))
+    return Plan(where, "", options.accuracy, options.select, False, layers, (), (), 0.0, 0.0, 0.0)
+
+
+def _unconverted(other: Unconverted) -> LayerPlan:
+    return LayerPlan(
+        other.name, other.problem, "aten", "aten", "", "", "identity", False, None, None, None,
+        refusals={"every primitive": other.reason},
+    )  # fmt: skip
 
 
 def _layer(spec: ConvSpec, node: Node, choices: Choices, assignment: Assignment) -> LayerPlan:

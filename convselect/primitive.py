@@ -78,9 +78,13 @@ class Primitive(ABC):
     def packed_bytes(self, problem: ConvProblem) -> int:
         """Memory of `prepack`'s result."""
 
+    def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
+        """`packed_bytes` and `workspace_bytes` on `machine`."""
+        return self.packed_bytes(problem), self.workspace_bytes(problem, machine.threads)
+
     @abstractmethod
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` f32 [oc, ic/g, kh, kw] in the primitive's own order. The result does not alias `weight`."""
+        """`weight` [oc, ic/g, kh, kw] in the primitive's own order: f32, or src's type on a GPU. Does not alias it."""
 
     @abstractmethod
     def run(

@@ -180,6 +180,7 @@ class Shortcut:
             raise ValueError("the results are not the graph's")
         self._results = [results[id(value)] for value in made]
         self._watched, self._state, self._global = watched, _state(), GlobalStateGuard()
+        self._autocast = torch._C._is_any_autocast_enabled()
         self._versions = torch.tensor([(id(d) + _VERSION_OFFSET, dict_version(d)) for d in watched.values()])
 
     def is_current(self) -> bool:
@@ -190,7 +191,11 @@ class Shortcut:
         rest = self._rest.copy()
         for i, leaf in self._given:
             rest[i] = leaves[leaf]
-        made = self._run(self._statics, rest)
+        if self._autocast:  # the graph has its casts; AOTAutograd does the same
+            with torch._C._DisableAutocast():
+                made = self._run(self._statics, rest)
+        else:
+            made = self._run(self._statics, rest)
         if self._results == [0] and self._structure.is_leaf():
             return made[0]
         return pytree.tree_unflatten([made[i] for i in self._results], self._structure)
@@ -212,7 +217,7 @@ def _key(args: Sequence[Any]) -> tuple[Any, ...] | None:
     for arg in args:
         if type(arg) is torch.Tensor:
             keys = torch._C._dispatch_keys(arg).raw_repr()
-            parts += (arg.shape, arg.stride(), arg.dtype, arg.requires_grad, keys)
+            parts += (arg.shape, arg.stride(), arg.dtype, arg.requires_grad, keys, arg.get_device())
         elif type(arg) in _PLAIN:
             parts += (type(arg), arg)
         else:

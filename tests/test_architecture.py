@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"timing", "pooling", "options"}),
     frozenset({"primitives", "costs", "selection", "gpu_timing"}),
     frozenset({"graph", "operator_timing", "study"}),
-    frozenset({"profiling", "calibration", "runtime"}),
+    frozenset({"profiling", "calibration", "runtime", "cuda_graphs"}),
     frozenset({"planning"}),
     frozenset({"backend"}),
     frozenset({"shortcut"}),

@@ -175,7 +175,14 @@ def test_predicting_a_whole_network_takes_under_ten_milliseconds(tmp_path: Path)
 
 
 def test_costs_import_downwards_and_torch_in_training_only() -> None:
-    below = {"convselect.costs", "convselect.errors", "convselect.layout", "convselect.machine", "convselect.problem"}
+    below = {
+        "convselect.costs",
+        "convselect.data",
+        "convselect.errors",
+        "convselect.layout",
+        "convselect.machine",
+        "convselect.problem",
+    }
     for path in Path(costs.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

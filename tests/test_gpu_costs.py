@@ -11,8 +11,9 @@ import pytest
 import torch
 from gpu import machine
 
-from convselect import profiling
-from convselect.costs import roofline, tables
+import convselect
+from convselect import calibration, profiling
+from convselect.costs import Costs, model_for, roofline, store, tables
 from convselect.gpu_timing import GpuTimer
 from convselect.layout import Layout
 from convselect.primitive import Primitive, primitives
@@ -107,7 +108,7 @@ class FakeDevice:
 
     def elapsed_ms(self, run: Callable[[], None]) -> float:
         run()
-        return float(sum(map(len, self.replayed[-1])))
+        return float(sum(map(len, self.replayed[-1]))) or 1.0
 
 
 def test_timer() -> None:
@@ -141,6 +142,36 @@ def test_a_profile_of_a_gpu(tmp_path: Path) -> None:
 def test_no_gpu_to_time() -> None:
     with pytest.raises(ValueError, match="no GPU"):
         GpuTimer.here()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_to_calibrate() -> None:
+    with pytest.raises(ValueError, match="no GPU"):
+        convselect.calibrate(device="cuda")
+
+
+def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device on which every call takes as many ms as its name has letters, far from what the prior says."""
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
+    log: list[str] = []
+    problems = [ConvProblem(1, 1, 64, size, size, 64, 3, 3, 1, 1, 1, 1) for size in (14, 28, 56)]
+    named = [Named(name, log) for name in ("igemm_64x64", "igemm_128x128_nhwc", "winograd_f2x2_3x3_64x64_nhwc")]
+    timer = GpuTimer(machine("float32"), torch.float32, FakeDevice(log))
+    before = Costs(model_for(timer.machine), None, timer.machine)
+    candidates = [(q.name, q.name.split("_")[0]) for q in named]
+    assert (before.uncertainty(problems, candidates) > 0.5).all()
+    samples = calibration.calibrate(
+        2.0, problems=problems[:2], able=dict.fromkeys(problems, named), timer=timer, progress=False
+    )
+    assert samples.timings
+    assert {key for key, *_ in samples.operators} == {"to_nchw", "to_nhwc"}
+    assert store.load(timer.machine) == samples
+    assert store.load(machine("float16")) is None
+    after = before.with_samples(samples)
+    letters = np.array([[len(q.name) for q in named]] * 3)
+    errors = [np.abs(np.log(costs.primitives_ms(problems, candidates) / letters)) for costs in (before, after)]
+    assert errors[1].max() < 0.5 < errors[0].min()
+    assert (after.uncertainty(problems, candidates) < before.uncertainty(problems, candidates)).all()
 
 
 def test_calls_cover_the_l2() -> None:

@@ -26,6 +26,7 @@ def block() -> nn.Sequential:
         ({"budget_s": -1}, ["-1", "0 or more"]),
         ({"memory_mb": "much"}, ["much", "megabytes"]),
         ({"remainder": "jit"}, ["jit", "inductor"]),
+        ({"cuda_graphs": "always"}, ["always", "never"]),
         ({"strict": "yes"}, ["yes", "True or False"]),
     ],
 )

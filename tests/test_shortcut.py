@@ -285,3 +285,28 @@ def test_copies_are_independent(net: Net) -> None:
     for _ in range(2):
         close(fast_other(X), other(X))
         close(fast(X), net(X))
+
+
+class PartlyExact(nn.Module):
+    """A product that no autocast may touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.weight = nn.Parameter(torch.randn(36, 5, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(x).mean(1).flatten(1) @ self.weight
+
+
+def test_under_autocast_a_graph_has_its_own_casts() -> None:
+    torch._dynamo.reset()
+    model, x = PartlyExact().eval(), torch.randn(2, 3, 8, 8)
+    fast = convselect.compile(model, calibrate="never")
+    with torch.inference_mode():
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

@@ -10,14 +10,15 @@ import numpy.typing as npt
 from convselect.costs.metrics import TWO_SIDED_90
 from convselect.costs.network import Candidate, CostModel, shipped
 from convselect.costs.operators import OperatorModel, OperatorTiming
+from convselect.costs.prior import Model, model_for
 from convselect.costs.samples import Samples, Timing
 from convselect.costs.transfer import MEASURED_STD, Adapted
 from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
 __all__ = [
-    "MEASURED_STD", "TWO_SIDED_90", "Candidate", "CostModel", "Costs", "OperatorModel", "OperatorTiming", "Samples",
-    "Timing", "shipped",
+    "MEASURED_STD", "TWO_SIDED_90", "Candidate", "CostModel", "Costs", "Model", "OperatorModel", "OperatorTiming",
+    "Samples", "Timing", "model_for", "shipped",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
@@ -29,7 +30,7 @@ class Costs:
     Raises `ValueError` where a sample's problem is not in `ConvProblem`'s grammar.
     """
 
-    def __init__(self, model: CostModel, samples: Samples | None, machine: Machine) -> None:
+    def __init__(self, model: Model, samples: Samples | None, machine: Machine) -> None:
         self.model, self.samples, self.machine = model, samples or Samples(), machine
         self._adapted = Adapted(model, self.samples, trusted=str(machine) in model.info.get("machines", ()))
 

@@ -26,7 +26,7 @@ FAMILY_STD = 0.6
 OUTSIDE_STD = 0.25
 """Added log deviation for each standard deviation that a feature lies outside of what a primitive was trained on."""
 
-_VIEW = (
+VIEW = (
     "mb", "g", "ic", "oc", "oh", "kh", "kw", "sh",
     "flops", "src", "dst", "weight", "patches", "rows", "depth", "threads",
 )  # fmt: skip
@@ -37,7 +37,12 @@ Candidate = tuple[str, str]
 
 
 def shipped(machine: Machine) -> Path:
-    """The weights in this package for `machine`: of its instruction set, or AVX2's, the modest one, for any other."""
+    """The weights in this package for `machine`: of its instruction set, or AVX2's, the modest one, for any other.
+
+    A GPU's, by its precision, may be missing.
+    """
+    if machine.device != "cpu":
+        return WEIGHTS / f"{machine.device}_{machine.isa}_{machine.precision}.safetensors"
     path = WEIGHTS / f"{machine.device}_{machine.isa}.safetensors"
     return path if path.exists() else WEIGHTS / "cpu_avx2.safetensors"
 
@@ -97,15 +102,20 @@ class CostModel:
         return residuals.clip(s.low - 1, s.high + 1)
 
     def view(self, problems: Sequence[ConvProblem], threads: npt.NDArray[np.int64] | int) -> Array:
-        """What a deviation from the model may depend on: normalised features `_VIEW`, f64 [n, len(_VIEW)].
+        """What a deviation from the model may depend on: normalised features `VIEW`, f64 [n, len(VIEW)].
 
         Kept near the training data, as a slope reaches far.
         """
         s = self.statistics
         x = (describe(problems, threads)[0] - s.feature_mean) / s.feature_std
         x = np.clip(x, s.domain_low.min(axis=0) - 1, s.domain_high.max(axis=0) + 1)
-        result: Array = x[:, [FEATURES.index(f"log_{name}") for name in _VIEW]].astype(np.float64)
+        result: Array = x[:, [FEATURES.index(f"log_{name}") for name in VIEW]].astype(np.float64)
         return result
+
+    @property
+    def profile_parts(self) -> int:
+        """Length of what `profile` returns."""
+        return int(self.statistics.profile.shape[1])
 
     def profile(self, primitive: str, family: str) -> npt.NDArray[np.float32] | None:
         """Of `statistics.profile`, or its family's mean; None of a family that the model does not know."""

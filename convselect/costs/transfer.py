@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from convselect.costs.network import Candidate, CostModel
+from convselect.costs.network import Candidate
+from convselect.costs.prior import Model
 from convselect.costs.process import STUDENT, Kin, Process, Rows
 from convselect.costs.samples import Samples
 from convselect.costs.scale import OperatorScale
@@ -63,7 +64,7 @@ def _tail(error: Array, variance: Array) -> Array:
 
 
 class Adapted:
-    """A `CostModel` corrected by `samples`.
+    """A model corrected by `samples`.
 
     Args:
         trusted: the samples come from the machine that the model was trained on, so that little is to be corrected.
@@ -71,7 +72,7 @@ class Adapted:
     """
 
     def __init__(
-        self, model: CostModel, samples: Samples, *, trusted: bool = False, families: Mapping[str, str] | None = None
+        self, model: Model, samples: Samples, *, trusted: bool = False, families: Mapping[str, str] | None = None
     ) -> None:
         self.model = model
         self.samples = samples = Samples().merged(samples)
@@ -114,8 +115,7 @@ class Adapted:
 
     def _profiles(self, candidates: Sequence[Candidate]) -> Array:
         """f64 [n, K]; NaN where the model has none."""
-        table = self.model.statistics.profile
-        rows = np.full((len(candidates), table.shape[1]), np.nan)
+        rows = np.full((len(candidates), self.model.profile_parts), np.nan)
         for i, candidate in enumerate(candidates):
             if (row := self.model.profile(*candidate)) is not None:
                 rows[i] = row

@@ -12,6 +12,7 @@ import torch
 from torch._guards import GuardSource
 from torch.fx import Graph, Node
 
+from convselect.graph.target import Target
 from convselect.primitive import IDENTITY, Activation
 from convselect.problem import ConvProblem
 
@@ -37,6 +38,11 @@ def convolution(
 def scale_shift(src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """The node for `activation(src * scale + shift)` by channel; `meta["activation"]` says which. Never called."""
     raise NotImplementedError("a batch norm that was not lowered")
+
+
+def kept() -> torch.Tensor:
+    """The node for a constant that was computed ahead; `meta["constants"]` says which. Never called."""
+    raise NotImplementedError("a constant that was not lowered")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,11 @@ def _is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def find_convolutions(graph: Graph, constant: set[Node]) -> list[Unconverted]:
-    """Replaces each `aten.convolution` that primitives may take by `convolution`; returns the others."""
+def find_convolutions(graph: Graph, constant: set[Node], target: Target | str) -> list[Unconverted]:
+    """Replaces each `aten.convolution` that primitives may take by `convolution`; returns the others.
+
+    `target`: where all of them run, or the sentence that says why none is replaced.
+    """
     others = []
     seen: Counter[str] = Counter()
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
@@ -101,7 +110,7 @@ def find_convolutions(graph: Graph, constant: set[Node]) -> list[Unconverted]:
         if seen[name] > 1:  # a module that is called again
             name = f"{name}#{seen[name]}"
         src, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
-        reason = _reason_against(node, constant)
+        reason = target if isinstance(target, str) else _reason_against(node, constant, target)
         problem = None
         if not (transposed or len(stride) != 2 or src.meta["val"].dim() != 4):
             problem = _problem(src.meta["val"], weight.meta["val"], stride, padding, dilation, groups)
@@ -119,7 +128,7 @@ def find_convolutions(graph: Graph, constant: set[Node]) -> list[Unconverted]:
     return others
 
 
-def _reason_against(node: Node, constant: set[Node]) -> str | None:
+def _reason_against(node: Node, constant: set[Node], target: Target) -> str | None:
     src, weight, bias, stride, _, _, transposed, _, _ = node.args
     value = src.meta["val"]
     if transposed:
@@ -129,10 +138,8 @@ def _reason_against(node: Node, constant: set[Node]) -> str | None:
     for what, operand in (("input", src), ("weight", weight), ("bias", bias)):
         if operand is None:
             continue
-        if operand.meta["val"].dtype != torch.float32:
-            return f"only float32 is supported (the {what} is {operand.meta['val'].dtype})"
-        if operand.meta["val"].device.type != "cpu":
-            return f"only the CPU is supported (the {what} is on {operand.meta['val'].device})"
+        if (reason := target.refusal(what, operand.meta["val"])) is not None:
+            return reason
         if operand is not src and operand not in constant:
             return f"the {what} is computed from the call's arguments, so it cannot be packed ahead"
     return None

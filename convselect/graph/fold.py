@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch.fx import Graph, Node
@@ -23,14 +24,14 @@ def fold_batch_norm(
     var: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight f32 [oc, ic/g, kh, kw] and bias f32 [oc] of batch_norm(conv(x)); computed in float64.
+    """Weight [oc, ic/g, kh, kw], of its own type, and bias f32 [oc] of batch_norm(conv(x)); computed in float64.
 
     scale = gamma / sqrt(var + eps); weight' = scale weight; bias' = scale (bias - mean) + beta.
     """
     scale, shift = _scale_and_shift(gamma, beta, mean, var, eps)
     if bias is not None:
         shift = shift + bias.double() * scale
-    return weight.double().mul_(scale.view(-1, 1, 1, 1)).float(), shift.float()
+    return weight.double().mul_(scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.float()
 
 
 def scale_and_shift(
@@ -51,16 +52,31 @@ def _scale_and_shift(
     return scale, shift if beta is None else shift + beta.double()
 
 
+_NORMS = (
+    aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default,
+    aten.cudnn_batch_norm.default, aten.native_batch_norm.default,
+)  # fmt: skip
+"""What a batch norm is captured as depends on the device and on torch's version. All take (src, weight, bias, mean,
+variance, ..., eps); the last two also whether they train, before the momentum."""
+
+
+def _inference_norms(graph: Graph) -> Iterator[Node]:
+    for norm in (norm for target in _NORMS for norm in graph.find_nodes(op="call_function", target=target)):
+        training = len(norm.args) == 8 and norm.args[5]
+        if not training and None not in norm.args[3:5]:
+            yield norm
+
+
 def fold_batch_norms(graph: Graph, constant: set[Node]) -> None:
     """Inference batch norms with constant statistics go into the convolution before them, or become `scale_shift`.
 
     The nodes made for what is folded are added to `constant`.
     """
-    for norm in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_no_training.default):
+    for norm in _inference_norms(graph):
         users = list(norm.users)
         if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
             continue
-        src, gamma, beta, mean, var, _, eps = norm.args
+        (src, gamma, beta, mean, var), eps = norm.args[:5], norm.args[-1]
         parameters = [parameter for parameter in (gamma, beta, mean, var) if parameter is not None]
         if not constant.issuperset(parameters) or not is_activation(norm.args[0].meta.get("val")):
             continue

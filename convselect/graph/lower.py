@@ -9,11 +9,12 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from convselect.graph.assign import Option, Where
-from convselect.graph.capture import ConvSpec, convolution, scale_shift
+from convselect.graph.capture import ConvSpec, convolution, kept, scale_shift
 from convselect.graph.operators import in_both, is_activation, layout_of
-from convselect.layout import Layout, holds
+from convselect.layout import Layout, dense, holds
 from convselect.pooling import ARGUMENTS
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
+from convselect.primitives.gpu import norms
 from convselect.problem import ConvProblem
 
 
@@ -38,7 +39,11 @@ class Call:
     def __call__(
         self, src: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
-        return self.primitive.run(self.problem, self.activation, src, packed, bias, residual)
+        primitive = self.primitive
+        if primitive.device != "cpu":  # what ATen's operators give there, tracing does not always tell
+            src = dense(src, primitive.src_layout)
+            residual = None if residual is None else dense(residual, primitive.dst_layout)
+        return primitive.run(self.problem, self.activation, src, packed, bias, residual)
 
 
 class ScaleShift:
@@ -47,9 +52,12 @@ class ScaleShift:
     __name__, __module__ = "scale_shift", "convselect"
 
     def __init__(self, activation: Activation) -> None:
+        self.activation = activation
         self.arguments = (ACTIVATIONS.index(activation.kind), activation.alpha, activation.beta)
 
     def __call__(self, src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        if src.device.type != "cpu":
+            return norms.scale_shift(src, scale, shift, self.activation)
         return torch.ops.convselect.scale_shift(src, scale, shift, *self.arguments)
 
 
@@ -58,7 +66,7 @@ def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     if holds(value, layout):
         return value
     other = Layout.NCHW if layout is Layout.NHWC else Layout.NHWC
-    if holds(value, other):
+    if value.device.type == "cpu" and holds(value, other):
         return torch.ops.convselect.to_layout(value, layout is Layout.NHWC)
     return value.contiguous(memory_format=layout.memory_format)
 
@@ -115,7 +123,10 @@ class _Lowering:
             if node.op == "placeholder":
                 continue
             option = self.chosen[node]
-            if node.target is convolution:
+            if node.target is kept:
+                self.made[node] = self.constants[node.meta["constants"][0]]
+                self._place(node, option.gives)
+            elif node.target is convolution:
                 self._convolution(node, option)
             else:
                 self._operator(node, option)
@@ -143,6 +154,11 @@ class _Lowering:
         self._place(node, option.gives)
         self.made[node].meta |= {"val": _empty(node.meta["val"], option.gives), "layer": spec.name}
 
+    @staticmethod
+    def _is_ours(value: torch.Tensor) -> bool:
+        """Whether a kernel of ours pools `value` in NHWC."""
+        return value.device.type == "cpu" and not in_both(value)
+
     def _operator(self, node: Node, option: Option) -> None:
         def operand(value: Node) -> Node:
             traced = value.meta.get("val")
@@ -151,7 +167,7 @@ class _Lowering:
         if node.target is scale_shift:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
             new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
-        elif node.target in ARGUMENTS and option.reads is Layout.NHWC and not in_both(node.args[0].meta["val"]):
+        elif node.target in ARGUMENTS and option.reads is Layout.NHWC and self._is_ours(node.args[0].meta["val"]):
             arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
             new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
         else:

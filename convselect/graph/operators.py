@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from convselect.graph.capture import scale_shift
+from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
 from convselect.pooling import windowed
 
@@ -24,19 +25,19 @@ _KINDS = {
         aten.gelu.default, aten.leaky_relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
         aten.clamp_max.default, aten.tanh.default, aten.elu.default, aten.softplus.default, aten.exp.default,
         aten.neg.default, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar,
-        aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default,
+        aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten._to_copy.default,
     ),
 }  # fmt: skip
+_DTYPES = {"cpu": (torch.float32,), "cuda": GPU_DTYPES}
 _KIND_OF = {target: kind for kind, targets in _KINDS.items() for target in targets}
 
 
 def is_activation(value: object) -> bool:
-    """Whether `value` is what layouts are about: a 4-d float32 tensor on the CPU."""
+    """Whether `value` is what layouts are about: a 4-d float32 tensor on the CPU, or one on a GPU."""
     return (
         isinstance(value, torch.Tensor)
         and value.dim() == 4
-        and value.dtype == torch.float32
-        and value.device.type == "cpu"
+        and value.dtype in _DTYPES.get(value.device.type, ())
         and value.layout == torch.strided
     )
 
@@ -54,6 +55,8 @@ def kind_of(node: Node) -> str | None:
     if any(isinstance(value, torch.Tensor) and value.dim() == 4 and not is_activation(value) for value in values):
         return None
     if kind == "cat" and (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) not in (1, -3):
+        return None
+    if node.target is aten._to_copy.default and node.kwargs.keys() != {"dtype"}:
         return None
     if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
         return None

@@ -8,8 +8,33 @@ from typing import Any
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from convselect.graph.lower import Call, ScaleShift
+from convselect.graph.opaque import gpu_conv
+from convselect.primitives.gpu.norms import by_aten
+
+
+class _Opaque(Interpreter):
+    """With GPU primitives as operators, and GPU batch norms as what Inductor can fuse."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(target, Call) and target.primitive.device != "cpu":
+            return gpu_conv(target, *args)
+        if isinstance(target, ScaleShift) and args[0].device.type != "cpu":
+            src, scale, shift = args
+            return by_aten(src, scale, shift, target.activation)
+        return super().call_function(target, args, kwargs)
+
+
+def traced(module: GraphModule, fake: FakeTensorMode, constants: Sequence[Any]) -> tuple[GraphModule, list[Any]]:
+    """`module` as ATen's operators and ours, and its inputs; `constants` as in `compile_remainder`."""
+    placeholders = module.graph.find_nodes(op="placeholder")
+    inputs = [*constants, *(node.meta["val"] for node in placeholders[len(constants) :])]
+    with fake:
+        flat = make_fx(_Opaque(module).run, decomposition_table=select_decomp_table(), tracing_mode="real")(*inputs)
+    return flat, inputs
 
 
 def compile_remainder(module: GraphModule, fake: FakeTensorMode, constants: Sequence[Any]) -> Callable[..., Any]:
@@ -17,9 +42,5 @@ def compile_remainder(module: GraphModule, fake: FakeTensorMode, constants: Sequ
 
     constants: fakes of the packed weights and biases, the module's first inputs.
     """
-    placeholders = module.graph.find_nodes(op="placeholder")
-    inputs = [*constants, *(node.meta["val"] for node in placeholders[len(constants) :])]
-    with fake:
-        flat = make_fx(module, decomposition_table=select_decomp_table(), tracing_mode="real")(*inputs)
-    compiled = compile_fx_inner(flat, inputs)
+    compiled = compile_fx_inner(*traced(module, fake, constants))
     return lambda packed, *args: compiled([*packed, *args])

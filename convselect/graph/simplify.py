@@ -48,19 +48,26 @@ def _drop_pool_indices(graph: Graph) -> None:
 
 
 def _global_average(graph: Graph, node: Node) -> None:
-    """mean over the two spatial dimensions: one window. Without `keepdim`, a view after it."""
+    """mean over the two spatial dimensions: one window. Without `keepdim`, a view after it.
+
+    On a GPU it stays a mean, as ATen gives a window to one thread.
+    """
     src, dims, *rest = node.args
     value = src.meta.get("val")
     if not is_activation(value) or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs:
         return
     size = _spatial(src)
-    if size is None:
+    keeps = bool(rest and rest[0])
+    if size is None or (keeps and value.device.type != "cpu"):
         return
     with graph.inserting_before(node):
-        new = graph.call_function(aten.avg_pool2d.default, (src, size))
+        if value.device.type == "cpu":
+            new = graph.call_function(aten.avg_pool2d.default, (src, size))
+        else:
+            new = graph.call_function(aten.mean.dim, (src, [2, 3], True))
         new.meta = {**node.meta, "val": value.new_empty((*value.shape[:2], 1, 1))}
         last = new
-        if not (rest and rest[0]):
+        if not keeps:
             last = graph.call_function(aten.squeeze.dims, (new, [2, 3]))
             last.meta = dict(node.meta)
     node.replace_all_uses_with(last)

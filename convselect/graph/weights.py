@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from convselect.graph.capture import convolution, scale_shift
+from convselect.graph.capture import convolution, kept, scale_shift
+from convselect.graph.streams import Ready
 from convselect.graph.tensor_memory import metadata_of
+
+_CPU = torch.device("cpu")
 
 Prepack = Callable[[torch.Tensor], torch.Tensor]
 
 
 def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, list[int]]:
     """Moves what computes the weights and biases of `convolution` and `scale_shift` nodes out of `graph`.
+
+    So it does the casts of other weights, which autocast makes; `kept` nodes stand for them.
 
     Returns a module that maps the static inputs to a tuple of weights and biases, and the positions of those inputs
     among the placeholders of `graph`. A node's `meta["constants"]` holds the positions of its weight and its bias (or
@@ -27,18 +32,22 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     for node in graph.nodes:
         if node.target in (convolution, scale_shift):
             src, *operands = node.args
-            kept: list[int | None] = []
-            node.meta["constants"] = kept
+            positions: list[int | None] = []
+            node.meta["constants"] = positions
             for operand in operands[:2]:
-                kept.append(None if operand is None else len(wanted))
+                positions.append(None if operand is None else len(wanted))
                 wanted += [] if operand is None else [operand]
             node.args = (src, None, None, *operands[2:])
-    needed, stack = set(), list(wanted)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack.extend(node.all_input_nodes)
+    needed: set[Node] = set()
+    _add_all(needed, wanted)
+    for cast in reversed(graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default)):
+        if cast in constant and cast not in needed and cast.users:
+            with graph.inserting_after(cast):
+                new = graph.call_function(kept)
+            new.meta = {**cast.meta, "constants": [len(wanted)]}
+            cast.replace_all_uses_with(new)
+            wanted.append(cast)
+            _add_all(needed, [cast])
     assert needed <= constant
     copy, copies = Graph(), {}
     inputs: list[int] = []
@@ -54,12 +63,24 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     return GraphModule({}, copy), inputs
 
 
+def _add_all(needed: set[Node], wanted: list[Node]) -> None:
+    """`wanted`, and what they are computed from."""
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+
+
 class _Packing(Interpreter):
     """Runs a fold and packs each result as soon as it is there: folded weights never lie all side by side."""
 
-    def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None]) -> None:
+    def __init__(
+        self, fold: GraphModule, prepacks: Sequence[Prepack | None], into: Sequence[torch.Tensor] | None
+    ) -> None:
         super().__init__(fold)
-        self._prepacks = prepacks
+        self._prepacks, self._into = prepacks, into
         self.packed: dict[int, torch.Tensor] = {}
         self._positions: dict[Node, list[int]] = {}
         for position, node in enumerate(fold.graph.output_node().args[0]):
@@ -69,25 +90,36 @@ class _Packing(Interpreter):
         value = super().run_node(n)
         for position in self._positions.get(n, ()):
             prepack = self._prepacks[position]
-            self.packed[position] = value.detach().clone() if prepack is None else prepack(value.detach())
+            packed = value.detach().clone() if prepack is None else prepack(value.detach())
+            self.packed[position] = packed if self._into is None else self._into[position].copy_(packed)
         return value if any(user.op != "output" for user in n.users) else None
 
 
 @torch.no_grad()
 def pack(
-    fold: GraphModule, prepacks: Sequence[Prepack | None], statics: Sequence[torch.Tensor]
+    fold: GraphModule,
+    prepacks: Sequence[Prepack | None],
+    statics: Sequence[torch.Tensor],
+    into: Sequence[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """The results of `fold`, each packed by its `prepacks[i]`; None copies, so that nothing aliases a weight."""
-    packing = _Packing(fold, prepacks)
+    """The results of `fold`, each packed by its `prepacks[i]`; None copies, so that nothing aliases a weight.
+
+    into: what an earlier call returned, whose tensors are overwritten and returned again.
+    """
+    packing = _Packing(fold, prepacks, into)
     packing.run(*statics)
     return tuple(packing.packed[position] for position in range(len(prepacks)))
 
 
 class Constants:
-    """The packed weights and the biases of one plan, current with the static inputs at each call."""
+    """The packed weights and the biases of one plan on `device`, current with the static inputs at each call.
 
-    def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None]) -> None:
-        self._fold, self._prepacks = fold, prepacks
+    On a GPU they keep their addresses, which a CUDA graph has captured, and a call on another stream than the one that
+    packed them waits for that.
+    """
+
+    def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None], device: torch.device = _CPU) -> None:
+        self._fold, self._prepacks, self._device = fold, prepacks, device
         self._lock = threading.Lock()
         self._state: _State | None = None
 
@@ -98,8 +130,20 @@ class Constants:
             with self._lock:
                 state = self._state
                 if state is None or not state.matches(statics):
-                    self._state = state = _State(statics, pack(self._fold, self._prepacks, statics))
+                    self._state = state = self._packed(statics, state)
+        if state.ready is not None:
+            state.ready.wait()
         return state.packed
+
+    def _packed(self, statics: Sequence[torch.Tensor], before: _State | None) -> _State:
+        if self._device.type == "cpu":
+            return _State(statics, pack(self._fold, self._prepacks, statics))
+        with torch.inference_mode(False):  # what is made under it could not be overwritten outside of it
+            if before is None:
+                packed = pack(self._fold, self._prepacks, statics)
+            else:
+                pack(self._fold, self._prepacks, statics, packed := before.packed)
+        return _State(statics, packed, Ready(self._device))
 
 
 class _State:
@@ -110,10 +154,16 @@ class _State:
     autograd sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB
     whole, and of larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a
     15th of it in one run. Tensors made under inference mode have no version and are read whole.
+
+    A GPU's data is out of the host's reach: its tensors have no fingerprint, so a write there that goes around autograd
+    (`.data`) is not seen. Those made under inference mode are compared with a copy, for which the host waits each time.
     """
 
-    def __init__(self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...]) -> None:
-        self.packed = packed
+    def __init__(
+        self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...], ready: Ready | None = None
+    ) -> None:
+        self.packed, self.ready = packed, ready
+        self._copied = [(t, t.clone()) for t in statics if t.device.type != "cpu" and t.is_inference()]
         self._held, self._aliases = statics, [tensor.detach() for tensor in statics]
         metadata = [metadata_of(tensor) for tensor in statics]
         self._asked = [t for t, known in zip(statics, metadata, strict=True) if known is None]
@@ -129,6 +179,7 @@ class _State:
             (statics is self._held or all(map(operator.is_, statics, self._held)))
             and list(map(_ask, self._asked)) == self._answers
             and torch.ops.convselect.fingerprint(self._lines) == self._fingerprint
+            and all(torch.equal(tensor, copy) for tensor, copy in self._copied)
         )
 
 

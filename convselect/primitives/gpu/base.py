@@ -115,6 +115,10 @@ class TritonPrimitive(Primitive):
         size = element_bytes(precision)
         return size * math.prod(self.packed_shape(problem, size))
 
+    def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
+        precision = machine.precision
+        return self.packed_bytes(problem, precision), self.workspace_bytes(problem, machine.threads, precision)
+
     def run(
         self,
         problem: ConvProblem,

@@ -41,6 +41,9 @@ class TorchConvolution(Primitive):
     def packed_bytes(self, problem: ConvProblem, precision: str = "float32") -> int:
         return problem.weight_bytes // 4 * element_bytes(precision)
 
+    def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
+        return self.packed_bytes(problem, machine.precision), self.workspace_bytes(problem, machine.threads)
+
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         return weight.detach().clone(memory_format=self.src_layout.memory_format)
 

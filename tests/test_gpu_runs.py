@@ -1,0 +1,195 @@
+"""Compiled networks on a GPU: against float64, with weights that change, streams, autocast and layouts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_gpu_plans import Small
+from torch import nn
+
+import convselect
+from convselect.primitive import get
+from convselect.runtime import run_graphs
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no NVIDIA GPU")
+
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BOUNDS = {"float32": 2e-5, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 4e-2}
+"""rel-L2 of the results, against float64 with weights and input rounded alike."""
+
+
+@pytest.fixture(autouse=True)
+def fresh(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch._dynamo.reset()
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def allow_tf32(allowed: bool) -> None:
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    model = Small().eval()
+    for norm in (model.norm, model.alone):
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    return model.to("cuda", dtype)
+
+
+def randn(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to("cuda", dtype)
+
+
+def exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def compiled(model: nn.Module, **options: object):
+    return convselect.compile(model, **{"calibrate": "never", "strict": True, **options})
+
+
+@pytest.mark.parametrize("cuda_graphs", ["auto", "never"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("precision", DTYPES)
+def test_agrees_with_float64(precision: str, channels_last: bool, cuda_graphs: str) -> None:
+    allow_tf32(precision == "tf32")
+    model, x = network(DTYPES[precision]), randn(4, 3, 64, 64, dtype=DTYPES[precision])
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    fast = compiled(model, cuda_graphs=cuda_graphs)
+    with torch.inference_mode():
+        for seed in range(3):
+            x = x.copy_(randn(*x.shape, dtype=x.dtype, seed=seed))
+            assert error(fast(x), exact(model, x)) <= BOUNDS[precision]
+    (run,) = run_graphs(fast, [x])
+    assert precision in run.graph.plan.machine
+    assert (run.graph.plan.cuda_graph == "captured") == (cuda_graphs == "auto")
+    assert {get(layer.primitive).device for layer in run.graph.plan.layers} == {"cuda"}
+    assert all(layer.measured_ms for layer in convselect.explain(fast, x).layers)
+
+
+@pytest.mark.parametrize("select", ["model", "measure", "model+verify"])
+def test_calibrates_and_measures(select: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
+    allow_tf32(False)
+    model, x = network(), randn(2, 3, 32, 32)
+    fast = convselect.compile(model, calibrate="always", budget_s=1.0, select=select, strict=True)
+    with torch.inference_mode():
+        assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+    assert list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_changed_weight_is_seen_by_the_next_call() -> None:
+    allow_tf32(False)
+    model, x = network(), randn(2, 3, 32, 32)
+    fast = compiled(model)
+
+    def in_place() -> None:
+        with torch.no_grad():
+            model.a.weight.mul_(2)
+
+    def replace() -> None:
+        model.c.weight = nn.Parameter(model.c.weight.detach() * 3)
+
+    def load() -> None:
+        model.load_state_dict({k: v + 0.5 if v.is_floating_point() else v for k, v in model.state_dict().items()})
+
+    with torch.inference_mode():
+        fast(x)
+    for change in (in_place, replace, load, lambda: model.head.bias.data.add_(1.0)):
+        change()
+        with torch.inference_mode():
+            assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_weights_made_under_inference_mode() -> None:
+    allow_tf32(False)
+    with torch.inference_mode():
+        model, x = network(), randn(2, 3, 32, 32)
+        fast = compiled(model)
+        fast(x)
+        model.a.weight[3, 3, 1, 1] += 100
+        assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_two_streams() -> None:
+    """The second stream's first call comes while the first one may still be packing."""
+    allow_tf32(False)
+    model = network()
+    fast = compiled(model)
+    inputs = [randn(4, 3, 64, 64, seed=seed) for seed in range(6)]
+    wanted = [exact(model, x) for x in inputs]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    got = []
+    with torch.inference_mode():
+        for i, x in enumerate(inputs):
+            with torch.cuda.stream(streams[i % 2]):
+                got.append(fast(x))
+    torch.cuda.synchronize()
+    assert max(map(error, got, wanted)) <= BOUNDS["float32"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(dtype: torch.dtype) -> None:
+    model, x = network(), randn(4, 3, 64, 64)
+    fast = compiled(model)
+    precision = str(dtype).removeprefix("torch.")
+    for _ in range(2):
+        with torch.inference_mode(), torch.autocast("cuda", dtype):
+            got = fast(x)
+            assert got.dtype == model(x).dtype
+        assert error(got, exact(model, x)) <= 2 * BOUNDS[precision]
+        with torch.no_grad():
+            model.a.weight.mul_(1.5)
+    allow_tf32(False)
+    with torch.inference_mode():
+        assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+@pytest.mark.parametrize("cuda_graphs", ["auto", "never"])
+def test_inductor_runs_the_remainder(cuda_graphs: str) -> None:
+    model, x = network(torch.float16), randn(4, 3, 64, 64, dtype=torch.float16)
+    fast = compiled(model, remainder="inductor", cuda_graphs=cuda_graphs)
+    with torch.inference_mode():
+        for seed in range(3):
+            x.copy_(randn(*x.shape, dtype=x.dtype, seed=seed))
+            assert error(fast(x), exact(model, x)) <= BOUNDS["float16"]
+    with torch.no_grad():
+        model.a.weight.mul_(2)
+        assert error(fast(x), exact(model, x)) <= BOUNDS["float16"]
+
+
+def test_results_are_not_overwritten() -> None:
+    model = network(torch.float16)
+    fast = compiled(model)
+    with torch.inference_mode():
+        inputs = [randn(2, 3, 32, 32, dtype=torch.float16, seed=seed) for seed in range(4)]
+        first = [fast(x) for x in inputs]
+        kept = [y.clone() for y in first]
+        for x in inputs[::-1]:
+            fast(x)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_each_graph_on_its_own_device() -> None:
+    allow_tf32(False)
+    models = [network().to(f"cuda:{i}") for i in range(2)]
+    fasts = [compiled(model) for model in models]
+    with torch.inference_mode():
+        for _ in range(3):
+            for i, (model, fast) in enumerate(zip(models, fasts, strict=True)):
+                x = randn(2, 3, 32, 32).to(f"cuda:{i}")
+                assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
