@@ -293,8 +293,9 @@ def everything(out: Path, budget_s: float) -> None:
             process.kill()
     log = out / "tests.log"
     if not log.exists() or " passed" not in log.read_text() or " failed" in log.read_text():
-        tests = ["tests/test_gpu_kernels.py", "tests/test_gpu.py", "tests/test_gpu_costs.py"]
+        names = "gpu_runs", "gpu_kernels", "gpu_plans", "cuda_graphs", "gpu", "gpu_costs"
         workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []  # they wait for Triton's compiler mostly
+        tests = [f"tests/test_{name}.py" for name in names]
         command = [sys.executable, "-m", "pytest", "-W", "default", "-q", *workers, *tests]
         with log.open("w") as file:  # PYTHONSAFEPATH: the sources here have no compiled kernels
             attempt(command, left(100), stdout=file, stderr=file, env={**os.environ, "PYTHONSAFEPATH": "1"})
@@ -303,9 +304,8 @@ def everything(out: Path, budget_s: float) -> None:
         for name, most in (("profile", 150.0), ("networks", 1e9)):
             note, seconds = Path(folder, f"{name}.json"), left(most)
             command = part(name, "--note", note, "--until", time.time() + seconds)
-            stop = time.monotonic() + seconds + 5
             try:
-                supervise(command, note, out / "failures.json", stop, PATIENCE_S[name])
+                supervise(command, note, out / "failures.json", time.monotonic() + seconds + 5, PATIENCE_S[name])
             except RuntimeError as error:  # the other parts are worth having all the same
                 click.echo(f"{name}: {error}", err=True)
             if name == "profile":
@@ -322,7 +322,7 @@ def everything(out: Path, budget_s: float) -> None:
 @click.option("--shards", default=1, help="Of compile.")
 def main(
     part: str, out: Path, budget_s: float, until: float | None, note: Path | None, shard: int, shards: int
-) -> None:  # fmt: skip
+) -> None:
     if part != "page" and not torch.cuda.is_available():
         raise click.UsageError("torch finds no GPU that it can use")
     out.mkdir(parents=True, exist_ok=True)

@@ -131,8 +131,8 @@ class Judge:
                 candidate = assignment.chosen[node].candidate
                 assert candidate is not None
                 table, name = self._table[spec.problem], candidate.primitive.name
-                fastest = min(table, key=lambda other, table=table: table[other])
-                found.append(Loss(str(spec.problem), name, table[name], fastest, table[fastest]))
+                fastest_ms, fastest = min((ms, other) for other, ms in table.items())
+                found.append(Loss(str(spec.problem), name, table[name], fastest, fastest_ms))
         return sorted(found, key=lambda loss: loss.fastest_ms - loss.chosen_ms)[:count]
 
     def _timed_transforms(self, costs: Costs) -> OperatorCosts:
