@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,7 +21,9 @@ import triton
 from gpu import DTYPES, TRITON, epilogue, machine
 from triton.backends.compiler import GPUTarget
 
-from convselect.layout import strides
+from convselect.kernels.triton import elementwise, scale_shift
+from convselect.kernels.triton.launch import Launch
+from convselect.layout import Layout, strides
 from convselect.primitive import Activation
 from convselect.problem import ConvProblem
 
@@ -70,42 +74,60 @@ def plain(ptx: str, kind: str) -> list[int]:
     return sorted({int(count or 1) * int(bits) // 8 for op, count, bits in PLAIN.findall(ptx) if op == kind})
 
 
-def compiled(capability: int, precision: str) -> list[dict[str, object]]:
-    entries, seen = [], set()
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+def meta(*size: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def activations(size: tuple[int, int, int, int], layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(size, strides(size, layout), dtype=dtype, device="meta")
+
+
+def of_primitives(capability: int, precision: str) -> Iterator[tuple[str, int, Launch]]:
+    """Name, the shared memory that the primitive says it takes, and a launch."""
+    dtype = DTYPES[precision]
     for primitive in TRITON:
         able = [p for p in PROBLEMS if primitive.refusal(p, machine(precision, capability)) is None]
         if not able:
             assert primitive.refusal(PROBLEMS[0], machine(precision, capability)), "no problem for this primitive"
             continue
-        p, dtype = able[0], DTYPES[precision]
-
-        def meta(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-            return torch.empty(size, dtype=dtype, device="meta")
-
-        def activations(size: tuple[int, int, int, int], layout, dtype: torch.dtype = dtype) -> torch.Tensor:
-            return torch.empty_strided(size, strides(size, layout), dtype=dtype, device="meta")
-
-        src = activations((p.mb, p.ic, p.ih, p.iw), primitive.src_layout)
-        dst = activations((p.mb, p.oc, p.oh, p.ow), primitive.dst_layout)
-        packed = primitive.prepack(p, meta(p.oc, p.ic // p.g, p.kh, p.kw))
-        end = epilogue(Activation("relu"), meta(p.oc), torch.empty_like(dst))
+        p = able[0]
+        src = activations((p.mb, p.ic, p.ih, p.iw), primitive.src_layout, dtype)
+        dst = activations((p.mb, p.oc, p.oh, p.ow), primitive.dst_layout, dtype)
+        packed = primitive.prepack(p, meta(p.oc, p.ic // p.g, p.kh, p.kw, dtype=dtype))
+        end = epilogue(Activation("relu"), meta(p.oc, dtype=dtype), torch.empty_like(dst))
         for launch in primitive.launches(p, src, packed, dst, end, precision == "tf32"):
-            kernel = launch.kernel.warmup(
-                *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
-            )
-            if kernel.hash in seen:
-                continue
-            seen.add(kernel.hash)
-            registers, stack = resources(kernel.asm["cubin"])
-            entries.append({
-                "primitive": primitive.name, "precision": precision, "kernel": kernel.metadata.name,
-                "registers": registers, "stack_bytes": stack, "shared_bytes": kernel.metadata.shared,
-                "bound_bytes": primitive.shared_bytes(),
-                "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
-                "load_bytes": plain(kernel.asm["ptx"], "ld"), "store_bytes": plain(kernel.asm["ptx"], "st"),
-                "copy_bytes": sorted({int(size, 16) for size in COPY.findall(kernel.asm["ptx"])}),
-            })  # fmt: skip
+            yield primitive.name, primitive.shared_bytes(), launch
+
+
+def of_the_rest(precision: str) -> Iterator[tuple[str, int, Launch]]:
+    """What runs beside the primitives: the epilogue after cuDNN, and batch norms."""
+    dtype = DTYPES[precision]
+    for layout in Layout:
+        dst, norm = activations((2, 264, 28, 28), layout, dtype), meta(264, dtype=torch.float32)
+        end = epilogue(Activation("relu"), meta(264, dtype=dtype), torch.empty_like(dst))
+        nhwc = layout is Layout.NHWC
+        yield f"epilogue_{layout}", 0, elementwise.launches(dst, nhwc, end)[0]
+        yield f"scale_shift_{layout}", 0, scale_shift.launches(dst, norm, norm, torch.empty_like(dst), nhwc, end)[0]
+
+
+def compiled(capability: int, precision: str) -> list[dict[str, object]]:
+    entries, seen = [], set()
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    for name, bound, launch in chain(of_primitives(capability, precision), of_the_rest(precision)):
+        kernel = launch.kernel.warmup(
+            *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
+        )
+        if kernel.hash in seen:
+            continue
+        seen.add(kernel.hash)
+        registers, stack = resources(kernel.asm["cubin"])
+        entries.append({
+            "primitive": name, "precision": precision, "kernel": kernel.metadata.name,
+            "registers": registers, "stack_bytes": stack, "shared_bytes": kernel.metadata.shared, "bound_bytes": bound,
+            "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+            "load_bytes": plain(kernel.asm["ptx"], "ld"), "store_bytes": plain(kernel.asm["ptx"], "st"),
+            "copy_bytes": sorted({int(size, 16) for size in COPY.findall(kernel.asm["ptx"])}),
+        })  # fmt: skip
     return entries
 
 

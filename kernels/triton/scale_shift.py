@@ -10,7 +10,7 @@ from convselect.kernels.triton.common import activate
 from convselect.kernels.triton.launch import Epilogue, Launch, blocks
 
 
-@triton.jit(do_not_specialize=["size", "inner"])
+@triton.jit
 def scale_shift(src, dst, scale, shift, alpha, beta, size, c, inner, BLOCK: tl.constexpr, ACT: tl.constexpr):
     """dst[i] = activation(src[i] * scale[k] + shift[k]), k = i // inner % c; scale and shift are f32 [c]."""
     i = tl.program_id(0).to(size.dtype) * BLOCK + tl.arange(0, BLOCK)
