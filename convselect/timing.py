@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 Run = Callable[[], object]
 
 ABANDON = 5.0
-"""A candidate that once takes this many times the best one's time is not run again."""
+"""A candidate that takes this many times the best one's time is not run again."""
 _FIRST_CALL_MS = 30.0
 """What a first call may cost beyond its work: page faults, vendor libraries that generate code."""
 _SETTLED_MS = 0.3
@@ -54,7 +54,8 @@ def interleaved(
         before: called, untimed, at the start of each round.
         between: called, untimed, with the index of the run, before each timing.
         deadline: `time.perf_counter()` seconds; nothing starts after it. None: no limit.
-        abandon: a run that has taken more than this many times the best time so far is not timed again.
+        abandon: a run whose every timing was more than this many times the best so far, the first two at least if it
+            is a short one, which a thread without a processor makes long, is not timed again.
 
     Returns:
         f64 [rounds, len(runs)], milliseconds; NaN for what was not timed.
@@ -69,9 +70,9 @@ def interleaved(
             before()
         for step in range(len(runs)):
             index = (number + step) % len(runs)
-            if (abandon is not None and np.isfinite(least[index]) and least[index] > abandon * best) or _passed(
-                deadline
-            ):
+            seen = number if least[index] < _RETRY_BELOW_MS else 2 * number
+            hopeless = abandon is not None and seen >= 2 and least[index] > abandon * best
+            if hopeless or _passed(deadline):
                 continue
             ms = _undisturbed(runs[index], index, between, deadline)
             times[number, index] = ms

@@ -89,6 +89,13 @@ def test_interleaved_abandons_the_hopeless() -> None:
     assert calls[1] == 1
 
 
+def test_one_slow_timing_is_not_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_preemptions", lambda: 0)  # or the slow one would be repeated at once
+    pauses = iter([0.02, 0.001, 0.001, 0.001])
+    times = interleaved([lambda: time.sleep(1e-3), lambda: time.sleep(next(pauses))], rounds=4, abandon=5.0)
+    assert np.isfinite(times).all()
+
+
 def test_a_preempted_timing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([0, 1, 1, 1])  # the kernel takes a processor away during the first call, not during the second
     monkeypatch.setattr(timing, "_preemptions", lambda: next(counts))
