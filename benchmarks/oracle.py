@@ -29,6 +29,7 @@ from torch._subclasses import FakeTensorMode
 from convselect.backend import captured
 from convselect.bench.networks import DEFAULT, load
 from convselect.bench.report import geomean
+from convselect.costs.tables import GROUP, group
 from convselect.costs.train import train
 from convselect.profiling import operators_path
 
@@ -54,9 +55,9 @@ def trained_without(network: str, isa: str) -> Path:
         with FakeTensorMode():
             model, x = load(network)
             problems = [spec.problem for graph in captured(model, x) for spec in graph.convs.values()]
-        groups = {(p.ic, p.oc, p.ih) for p in problems}
+        groups = set(map(group, problems))
         table = pq.read_table(profile(isa))
-        rows = zip(*(table[name].to_pylist() for name in ("ic", "oc", "ih")), strict=True)
+        rows = zip(*(table[name].to_pylist() for name in GROUP), strict=True)
         table = table.filter(pa.array([row not in groups for row in rows]))
         train([table], operators=[operators_path(profile(isa))], out=out, holdout=0.1, refit=True)
     return out

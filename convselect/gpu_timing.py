@@ -6,7 +6,6 @@ exceed the L2 and weights come from memory as they do in a network; the source s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from convselect.layout import Layout
 from convselect.machine import Gpu, gpu
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
-from convselect.timing import ABANDON, robust_ms
+from convselect.timing import ABANDON, passed, robust_ms
 
 _RELU = Activation("relu")
 _MOST_CALLS = 32
@@ -122,7 +121,7 @@ class GpuTimer:
         rows = []
         with torch.inference_mode():
             for shape in shapes:
-                if _passed(deadline):
+                if passed(deadline):
                     break
                 for source, target in (Layout, tuple(Layout)[::-1]):
                     src = self._draw(*shape).contiguous(memory_format=source.memory_format)
@@ -154,7 +153,7 @@ class GpuTimer:
         calls = self.calls(p)
         timed, replays = [], []
         for primitive in primitives:
-            if _passed(deadline):
+            if passed(deadline):
                 break
             timed.append(primitive)
             src = plain.contiguous(memory_format=primitive.src_layout.memory_format)
@@ -177,7 +176,3 @@ class GpuTimer:
                     continue
                 times[number, index] = self._device.elapsed_ms(replays[index]) / calls
         return {q.name: float(ms) for q, ms in zip(timed, robust_ms(times), strict=True)}
-
-
-def _passed(deadline: float | None) -> bool:
-    return deadline is not None and time.perf_counter() >= deadline

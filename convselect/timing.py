@@ -64,7 +64,7 @@ def interleaved(
     best = np.inf
     least = np.full(len(runs), np.inf)
     for number in range(rounds):
-        if _passed(deadline):
+        if passed(deadline):
             break
         if before is not None:
             before()
@@ -72,7 +72,7 @@ def interleaved(
             index = (number + step) % len(runs)
             seen = number if least[index] < _RETRY_BELOW_MS else 2 * number
             hopeless = abandon is not None and seen >= 2 and least[index] > abandon * best
-            if hopeless or _passed(deadline):
+            if hopeless or passed(deadline):
                 continue
             ms = _undisturbed(runs[index], index, between, deadline)
             times[number, index] = ms
@@ -92,7 +92,7 @@ def _undisturbed(run: Run, index: int, between: Callable[[int], None] | None, de
         start = time.perf_counter_ns()
         run()
         least = min(least, (time.perf_counter_ns() - start) * 1e-6)
-        if _preemptions() == switches or least > _RETRY_BELOW_MS or _passed(deadline):
+        if _preemptions() == switches or least > _RETRY_BELOW_MS or passed(deadline):
             break
     return least
 
@@ -175,7 +175,7 @@ class PrimitiveTimer:
         packs: list[torch.Tensor] = []
         best = np.inf
         for primitive in primitives:
-            if _passed(deadline):
+            if passed(deadline):
                 break
             src = sources[primitive.src_layout]
             packed = primitive.prepack(p, weight)
@@ -205,5 +205,6 @@ class PrimitiveTimer:
         return result
 
 
-def _passed(deadline: float | None) -> bool:
+def passed(deadline: float | None) -> bool:
+    """Whether `deadline`, in `time.perf_counter()` seconds, is over; None never is."""
     return deadline is not None and time.perf_counter() >= deadline

@@ -17,6 +17,15 @@ from convselect.problem import ConvProblem
 DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
 
 
+GROUP = ("ic", "oc", "ih")
+"""What problems that are held out together have in common."""
+
+
+def group(problem: ConvProblem) -> tuple[int, int, int]:
+    """Its `GROUP`."""
+    return problem.ic, problem.oc, problem.ih
+
+
 @dataclass(frozen=True)
 class Profile:
     """Timings of n rows (machine, problem, threads) x p primitives."""
@@ -58,11 +67,11 @@ class Profile:
         """A mask [n] of about `fraction` of the rows, whole groups of equal (ic, oc, ih) at a time."""
         if not 0 <= fraction < 1:
             raise ValueError(f"the held-out fraction is {fraction}, must be at least 0 and less than 1")
-        _, group = np.unique([(p.ic, p.oc, p.ih) for p in self.problems], axis=0, return_inverse=True)
-        groups = int(group.max()) + 1
+        _, number = np.unique([group(p) for p in self.problems], axis=0, return_inverse=True)
+        groups = int(number.max()) + 1
         count = max(round(fraction * groups), 1 if fraction and groups > 1 else 0)
         chosen = np.random.default_rng(seed).permutation(groups)[:count]
-        return np.isin(group.reshape(-1), chosen)
+        return np.isin(number.reshape(-1), chosen)
 
 
 def family_of(primitive: str) -> str:

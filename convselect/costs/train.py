@@ -21,7 +21,7 @@ from convselect.costs.features import describe
 from convselect.costs.metrics import TWO_SIDED_90, mdrae, quality
 from convselect.costs.network import CostModel, Statistics
 from convselect.costs.operators import OperatorModel
-from convselect.costs.tables import Profile, read, read_operators
+from convselect.costs.tables import Profile, group, read, read_operators
 
 Array = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
@@ -126,7 +126,7 @@ def fit(
     Raises `ValueError` where the profile has fewer than two groups of (ic, oc, ih).
     """
     profile = profile.timed()
-    if len({(p.ic, p.oc, p.ih) for p in profile.problems}) < 2:
+    if len(set(map(group, profile.problems))) < 2:
         raise ValueError("the profile has problems of one (ic, oc, ih) only; training needs two at least")
     x, floor = describe(profile.problems, profile.threads)
     target = np.log(profile.ms) - np.log(floor)[:, None]

@@ -48,26 +48,40 @@ def strided_column(p: ConvProblem) -> str | None:
     return None
 
 
-class Aten(Primitive):
+class TorchConvolution(Primitive):
+    """`torch.conv2d` on any device, its weights in the layout of src."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.src_layout = self.dst_layout = layout
+
+    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+        return 0  # a library's own is not counted
+
+    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().clone(memory_format=self.src_layout.memory_format)
+
+    def convolve(
+        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """conv(src) + bias [mb', oc, oh, ow], in whatever layout torch gives it."""
+        p = problem
+        return torch.conv2d(src, packed, bias, (p.sh, p.sw), (p.ph, p.pw), (p.dh, p.dw), p.g)
+
+
+class Aten(TorchConvolution):
     """`torch.conv2d` and ATen operators for the rest of the epilogue."""
 
     family = "aten"
 
     def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
         self.name = f"aten_{layout}"
-        self.src_layout = self.dst_layout = layout
 
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         return all_padding(problem) or (strided_column(problem) if self.src_layout is Layout.NHWC else None)
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
-        return 0
-
     def packed_bytes(self, problem: ConvProblem) -> int:
         return problem.weight_bytes
-
-    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        return weight.detach().clone(memory_format=self.src_layout.memory_format)
 
     def run(
         self,
@@ -78,8 +92,7 @@ class Aten(Primitive):
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
-        p = problem
-        dst = torch.conv2d(src, packed, bias, (p.sh, p.sw), (p.ph, p.pw), (p.dh, p.dw), p.g)
+        dst = self.convolve(problem, src, packed, bias)
         if residual is not None:
             dst = dst + residual
         dst = apply_activation(dst, activation)

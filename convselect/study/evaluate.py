@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rich.progress import Progress
 
 from convselect.costs.metrics import TWO_SIDED_90, quality
-from convselect.costs.tables import Profile, read, with_defaults
+from convselect.costs.tables import Profile, group, read, with_defaults
 from convselect.costs.train import learn
 from convselect.study.choose import choose
 from convselect.study.methods import CHOSEN, NEEDS_SAMPLES, RANDOM, Method, Prediction, Source, as_is, unadapted
@@ -35,8 +35,8 @@ def possible(source: Path | str | pa.Table) -> pa.Table:
 
 
 def groups(profile: Profile, rows: npt.NDArray[np.bool_]) -> set[tuple[int, int, int]]:
-    """(ic, oc, ih) of the problems in `rows`."""
-    return {(p.ic, p.oc, p.ih) for p, held in zip(profile.problems, rows, strict=True) if held}
+    """Those of the problems in `rows`."""
+    return {group(p) for p, held in zip(profile.problems, rows, strict=True) if held}
 
 
 def split(source: Profile, target: Profile, holdout: float) -> tuple[Profile, Profile, Profile, Profile]:
@@ -46,7 +46,7 @@ def split(source: Profile, target: Profile, holdout: float) -> tuple[Profile, Pr
     """
     held = target.held_out(holdout)
     out = groups(target, held)
-    elsewhere = np.array([(p.ic, p.oc, p.ih) in out for p in source.problems])
+    elsewhere = np.array([group(p) in out for p in source.problems])
     if elsewhere.all() or held.all() or not held.any():
         raise ValueError(
             f"holdout is {holdout}; it must leave groups of (ic, oc, ih) on both sides, and the target has "

@@ -7,20 +7,20 @@ import torch
 from convselect.kernels.triton.launch import start
 from convselect.layout import Layout, dense
 from convselect.machine import PRECISIONS, Gpu, Machine
-from convselect.primitive import IDENTITY, Activation, Primitive, register
-from convselect.primitives.aten import apply_activation
+from convselect.primitive import IDENTITY, Activation, register
+from convselect.primitives.aten import TorchConvolution, apply_activation
 from convselect.primitives.gpu.base import EXACT_BOUNDS, element_bytes, epilogue, no_gpu, triton_works
 from convselect.problem import ConvProblem
 
 
-class TorchConvolution(Primitive):
+class GpuConvolution(TorchConvolution):
     """`torch.conv2d` on a GPU. torch's own switches decide whether cuDNN times its algorithms, and on TF32."""
 
     device = "cuda"
 
     def __init__(self, family: str, layout: Layout) -> None:
         self.family, self.name = family, f"{family}_{layout}" if family == "cudnn" else f"{family}_cuda_{layout}"
-        self.src_layout = self.dst_layout = layout
+        super().__init__(layout)
         self.error_bound = EXACT_BOUNDS["float32"]
 
     def error_bound_at(self, precision: str) -> float:
@@ -35,17 +35,11 @@ class TorchConvolution(Primitive):
             return no_gpu(machine) or (None if machine.cudnn else "this build of torch has no cuDNN")
         return None
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
-        return 0  # cuDNN's is its own
-
     def packed_bytes(self, problem: ConvProblem, precision: str = "float32") -> int:
         return problem.weight_bytes // 4 * element_bytes(precision)
 
     def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
         return self.packed_bytes(problem, machine.precision), self.workspace_bytes(problem, machine.threads)
-
-    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        return weight.detach().clone(memory_format=self.src_layout.memory_format)
 
     def run(
         self,
@@ -56,9 +50,7 @@ class TorchConvolution(Primitive):
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
-        p = problem
-        dst = torch.conv2d(src, packed, None, (p.sh, p.sw), (p.ph, p.pw), (p.dh, p.dw), p.g)
-        dst = dense(dst, self.dst_layout)
+        dst = dense(self.convolve(problem, src, packed, None), self.dst_layout)
         if (bias is None and residual is None and activation == IDENTITY) or not len(dst):
             return dst
         if triton_works(src.device):
@@ -74,4 +66,4 @@ class TorchConvolution(Primitive):
         return apply_activation(dst, activation)
 
 
-register(*(TorchConvolution(family, layout) for family in ("cudnn", "aten") for layout in Layout))
+register(*(GpuConvolution(family, layout) for family in ("cudnn", "aten") for layout in Layout))
