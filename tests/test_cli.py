@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from convselect.cli import main
-from convselect.cli.doctor import findings
+from convselect.cli.doctor import cost_model, findings
+from convselect.machine import cpu
 
 COMMANDS = {"demo", "bench", "explain", "calibrate", "profile", "train", "primitives", "cache", "doctor"}
 
@@ -95,6 +97,12 @@ def test_doctor(cache: Path) -> None:
     assert found["cache folder"].found == str(cache)
     text = output("doctor")
     assert text.count("ok") + text.count("absent") >= len(found)
+
+
+def test_doctor_tells_of_a_borrowed_cost_model() -> None:
+    other = cost_model(replace(cpu(), isa="portable"))
+    assert (other.found, other.present) == ("cpu_avx2.safetensors, as portable has none of its own", False)
+    assert cost_model(replace(cpu(), isa="avx512")).present
 
 
 def test_cache_commands(cache: Path) -> None:

@@ -8,8 +8,12 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from convselect.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ def findings() -> list[Finding]:
         Finding("kernels", f"compiled for {here.isa}"),
         Finding("threads", f"{here.threads} of {here.cores} cores"),
         _caches(here.l1d_bytes, here.l2_bytes, here.l3_bytes),
+        cost_model(here),
         *_store(here.fingerprint),
         _gpu(),
         _package("Triton", "triton"),
@@ -59,6 +64,15 @@ def _caches(l1d: int, l2: int, l3: int) -> Finding:
 
 def _size(size: int) -> str:
     return f"{size / 2**20:g} MiB" if size >= 2**20 else f"{size / 2**10:g} KiB"
+
+
+def cost_model(here: Machine) -> Finding:
+    """The shipped weights that predict for `here`, and whether they are those of its instruction set."""
+    from convselect.costs import shipped
+
+    path = shipped(here)
+    own = path.stem == f"{here.device}_{here.isa}"
+    return Finding("cost model", path.name if own else f"{path.name}, as {here.isa} has none of its own", own)
 
 
 def _store(fingerprint: str) -> list[Finding]:
