@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from convselect.layout import Layout
 from convselect.machine import Gpu, gpu
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
-from convselect.timing import ABANDON, passed, robust_ms
+from convselect.timing import ABANDON, in_turns, passed, robust_ms
 
 _RELU = Activation("relu")
 _MOST_CALLS = 32
@@ -108,7 +107,7 @@ class GpuTimer:
     ) -> dict[str, float]:
         """Primitive -> milliseconds of one call; interleaved over `rounds`. The primitives must accept the problem.
 
-        One that is beyond `abandon` times the best in the first round is not timed again. After `deadline`
+        One that was beyond `abandon` times the best twice is not timed again. After `deadline`
         (perf_counter seconds) no further one is compiled, and those not yet begun are left out.
         """
         with torch.inference_mode():
@@ -167,12 +166,9 @@ class GpuTimer:
 
             self._device.warm_up(run)
             replays.append(self._device.capture(run))
-        times = np.full((rounds, len(replays)), np.nan)
-        for number in range(rounds):
-            first = times[0]
-            for step in range(len(replays)):
-                index = (number + step) % len(replays)
-                if number and first[index] > abandon * np.nanmin(first):
-                    continue
-                times[number, index] = self._device.elapsed_ms(replays[index]) / calls
+
+        def measure(index: int) -> float:
+            return self._device.elapsed_ms(replays[index]) / calls
+
+        times = in_turns(measure, len(replays), rounds=rounds, abandon=abandon)
         return {q.name: float(ms) for q, ms in zip(timed, robust_ms(times), strict=True)}

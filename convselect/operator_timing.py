@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import convselect.kernels  # noqa: F401  (loads the operators)
+from convselect.heap import kept_heap
 from convselect.layout import Layout, holds
 from convselect.pooling import ARGUMENTS, windowed
 from convselect.timing import Run, interleaved, robust_ms
@@ -83,7 +84,7 @@ def time_operators(
     (perf_counter seconds) leaves no time for are left out.
     """
     rows: list[OperatorTime] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), kept_heap():
         for shape in shapes:
             if deadline is not None and time.perf_counter() >= deadline:
                 break
@@ -96,7 +97,7 @@ def time_transforms(
 ) -> list[OperatorTime]:
     """The transforms alone; calibration has no time for more."""
     rows: list[OperatorTime] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), kept_heap():
         for shape in shapes:
             if deadline is not None and time.perf_counter() >= deadline:
                 break

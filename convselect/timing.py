@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from convselect.heap import kept_heap
 from convselect.machine import Machine
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
@@ -48,33 +49,58 @@ def interleaved(
     deadline: float | None = None,
     abandon: float | None = None,
 ) -> Array:
-    """Times each of `runs` once a round, each round starting one further, so that none always follows the same.
+    """Times each of `runs` in turns, by the processor's clock; a timing that was disturbed is repeated.
 
     Args:
-        before: called, untimed, at the start of each round.
         between: called, untimed, with the index of the run, before each timing.
+        rounds, before, deadline, abandon: see `in_turns`.
+
+    Returns:
+        f64 [rounds, len(runs)], milliseconds; NaN for what was not timed.
+    """
+
+    def measure(index: int) -> float:
+        return _undisturbed(runs[index], index, between, deadline)
+
+    return in_turns(measure, len(runs), rounds=rounds, before=before, deadline=deadline, abandon=abandon)
+
+
+def in_turns(
+    measure: Callable[[int], float],
+    count: int,
+    *,
+    rounds: int,
+    before: Callable[[], None] | None = None,
+    deadline: float | None = None,
+    abandon: float | None = None,
+) -> Array:
+    """Measures each of `count` runs once a round; each round starts one further, so none always follows the same.
+
+    Args:
+        measure: milliseconds of the run of an index.
+        before: called, untimed, at the start of each round.
         deadline: `time.perf_counter()` seconds; nothing starts after it. None: no limit.
         abandon: a run whose every timing was more than this many times the best so far, the first two at least if it
             is a short one, which a thread without a processor makes long, is not timed again.
 
     Returns:
-        f64 [rounds, len(runs)], milliseconds; NaN for what was not timed.
+        f64 [rounds, count], milliseconds; NaN for what was not timed.
     """
-    times = np.full((rounds, len(runs)), np.nan)
+    times = np.full((rounds, count), np.nan)
     best = np.inf
-    least = np.full(len(runs), np.inf)
+    least = np.full(count, np.inf)
     for number in range(rounds):
         if passed(deadline):
             break
         if before is not None:
             before()
-        for step in range(len(runs)):
-            index = (number + step) % len(runs)
+        for step in range(count):
+            index = (number + step) % count
             seen = number if least[index] < _RETRY_BELOW_MS else 2 * number
             hopeless = abandon is not None and seen >= 2 and least[index] > abandon * best
             if hopeless or passed(deadline):
                 continue
-            ms = _undisturbed(runs[index], index, between, deadline)
+            ms = measure(index)
             times[number, index] = ms
             best = min(best, ms)
             least[index] = min(least[index], ms)
@@ -152,7 +178,7 @@ class PrimitiveTimer:
         warms up, is that slow, then that call. After `deadline` (perf_counter seconds) nothing is started, and
         candidates that were not timed are left out.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), kept_heap():
             return self._time(problem, primitives, rounds, deadline, abandon)
 
     def _time(

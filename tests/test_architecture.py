@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "convselect"
 
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "layout", "problem"}),
+    frozenset({"errors", "heap", "layout", "problem"}),
     frozenset({"kernels", "plan", "progress"}),
     frozenset({"machine", "picture", "data"}),
     frozenset({"primitive", "explanation"}),
