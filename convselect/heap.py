@@ -20,7 +20,7 @@ _USUAL = {_TRIM_THRESHOLD: 64 * 2**20, _MMAP_THRESHOLD: 32 * 2**20, _MMAP_MAX: 6
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """What is freed inside stays with the process; afterwards it goes back. No effect with C libraries other than glibc."""
+    """What is freed inside stays with the process until the end. No effect with C libraries other than glibc."""
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
