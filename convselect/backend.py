@@ -14,7 +14,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import Graph, GraphModule, Node
 
-from convselect.cuda_graphs import Cuda, CudaGraphs, refusal
+from convselect.cuda_graphs import CAPTURED, Cuda, CudaGraphs, refusal
 from convselect.errors import ConvselectWarning, UnconvertedError
 from convselect.graph.assign import Assignment, OperatorCosts
 from convselect.graph.capture import (
@@ -109,13 +109,18 @@ class Backend:
             with fake:
                 fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
             body = compile_remainder(lowered.module, fake, fakes)
+
+        def uncaptured(reason: str) -> None:
+            compiled.plan = replace(compiled.plan, cuda_graph=f"none, as {reason}")
+            self._fall_back(f"the graph runs without CUDA graphs, as {reason}")
+
         if target.is_gpu and convs:
             reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None
             reason = reason or refusal(lowered.module.graph, target.device)
-            plan = replace(plan, cuda_graph=f"none, as {reason}" if reason else "captured")
+            plan = replace(plan, cuda_graph=f"none, as {reason}" if reason else CAPTURED)
             if reason is None:
                 weights_read = [fixed[position] for position in lowered.arguments]
-                body = CudaGraphs(body, Cuda(target.device), weights_read, self._fall_back)
+                body = CudaGraphs(body, Cuda(target.device), weights_read, uncaptured)
         weights = Constants(prepared.fold, prepacks, target.device)
         compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments, target.device)
         self._made(compiled)

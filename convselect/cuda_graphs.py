@@ -18,6 +18,7 @@ from convselect.machine import tf32_allowed
 
 MOST_SHAPES = 8
 """That are captured; each has its own results and buffers. Further ones run as without CUDA graphs."""
+CAPTURED = f"captured for each shape of the inputs, up to {MOST_SHAPES}"
 MOST_CAPTURES = 32
 """Of one graph: weights that move at each call are not worth capturing."""
 _WARM_UPS = 3
@@ -129,7 +130,7 @@ class CudaGraphs:
     """Runs `body`, by replays where it can.
 
     fixed: for each input after the packed weights, whether it is a weight.
-    told: gets the reason if capturing fails; `body` then runs as it is for good.
+    told: gets the reason, as a sentence, when `body` from then on runs as it is.
     """
 
     def __init__(self, body: Body, device: Device, fixed: Sequence[bool], told: Callable[[str], None]) -> None:
@@ -160,16 +161,19 @@ class CudaGraphs:
         if found is None or not found.fits(packed, args):
             self._captures += 1
             if self._captures > MOST_CAPTURES:
-                self._known.clear()
+                self._give_up(f"its weights moved so often that it was captured {MOST_CAPTURES} times")
                 return None
             try:
                 found = self._known[key] = _Captured(self._device, self._body, packed, args, self._fixed)
             except RuntimeError as error:
-                self._captures = MOST_CAPTURES + 1
-                self._known.clear()
-                self._told(f"the graph runs without CUDA graphs: {error}")
+                self._give_up(f"its capture failed: {error}")
                 return None
         return found
+
+    def _give_up(self, reason: str) -> None:
+        self._captures = MOST_CAPTURES + 1
+        self._known.clear()
+        self._told(reason)
 
 
 def _kind(arg: Any) -> Any:

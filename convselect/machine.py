@@ -77,6 +77,7 @@ class Gpu(Machine):
         return f"{self.name}, {self.isa}, {self.cores} multiprocessors, {self.precision}"
 
 
+@lru_cache
 def _cache_bytes(level: int) -> int:
     """Size of the data or unified cache of core 0, from sysfs."""
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):

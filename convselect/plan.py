@@ -79,7 +79,7 @@ class Plan:
     memory_mb: float | None = None
     """The bound that was asked for on packed weights and workspace together."""
     cuda_graph: str = ""
-    """On a GPU: "captured", or why it is not."""
+    """On a GPU: whether it is captured, and if not, why."""
 
     @property
     def packed_bytes(self) -> int:

@@ -117,7 +117,7 @@ def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, 
     """The candidates of each problem; those without a time are left out."""
     return {
         problem: [
-            Candidate(q, times[problem][q.name], *q.memory(problem, machine))
+            Candidate(q, times[problem][q.name], q.packed_bytes(problem, machine), q.workspace_bytes(problem, machine))
             for q in primitives
             if q.name in times[problem]
         ]

@@ -71,16 +71,12 @@ class Primitive(ABC):
         """Why this primitive cannot run `problem` on `machine`, as a sentence; None if it can. Total and pure."""
 
     @abstractmethod
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
-        """Scratch memory of one call."""
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        """Scratch memory of one call with `machine`'s threads, at its precision."""
 
     @abstractmethod
-    def packed_bytes(self, problem: ConvProblem) -> int:
-        """Memory of `prepack`'s result."""
-
-    def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
-        """`packed_bytes` and `workspace_bytes` on `machine`."""
-        return self.packed_bytes(problem), self.workspace_bytes(problem, machine.threads)
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        """Memory of `prepack`'s result at `machine`'s precision."""
 
     @abstractmethod
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ def _row(problem: ConvProblem, primitive: Primitive, ms: float, machine: Machine
         **dict(zip(_DIMENSIONS, astuple(problem), strict=True)),
         "primitive": primitive.name,
         "ms": ms,
-        "workspace_bytes": primitive.workspace_bytes(problem, machine.threads),
+        "workspace_bytes": primitive.workspace_bytes(problem, machine),
         "machine": str(machine),
         "threads": machine.threads,
         "family": primitive.family,

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from convselect.layout import Layout, strides
+from convselect.machine import cpu
 from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, Primitive
 from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
@@ -96,7 +97,7 @@ def run(
     kind, alpha, beta = activation
     pixels, stride = size[0] * p.oh * p.ow, p.oc + (wider if primitive.dst_layout is Layout.NHWC else 0)
     buffer = Guarded(pixels * stride, QUIET_NAN)
-    workspace = Guarded(primitive.workspace_bytes(p.with_batch(size[0]), torch.get_num_threads()) // 4, GARBAGE)
+    workspace = Guarded(primitive.workspace_bytes(p.with_batch(size[0]), cpu()) // 4, GARBAGE)
     dst = buffer.inner.as_strided(
         size, strides((size[0], stride, p.oh, p.ow), primitive.dst_layout), buffer.inner.storage_offset()
     )

@@ -35,10 +35,10 @@ class Named(Primitive):
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         return None
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return 0
 
-    def packed_bytes(self, problem: ConvProblem) -> int:
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return 0
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:

@@ -86,8 +86,8 @@ def test_memory_is_told_without_triton() -> None:
         for problem in (P, replace(P, g=64), replace(P, g=8), replace(P, ic=3), replace(P, kh=1, kw=1, ph=0, pw=0)):
             if primitive.refusal(problem, machine(primitive.precisions[0])) is None:
                 for precision in primitive.precisions:
-                    assert primitive.packed_bytes(problem, precision) > 0
-                    assert primitive.workspace_bytes(problem, 1, precision) >= 0
+                    assert primitive.packed_bytes(problem, machine(precision)) > 0
+                    assert primitive.workspace_bytes(problem, machine(precision)) >= 0
 
 
 def test_too_large_workspaces_are_refused() -> None:

@@ -11,6 +11,7 @@ from test_gpu_plans import Small
 from torch import nn
 
 import convselect
+from convselect.cuda_graphs import CAPTURED
 from convselect.primitive import get
 from convselect.runtime import run_graphs
 
@@ -74,7 +75,7 @@ def test_agrees_with_float64(precision: str, channels_last: bool, cuda_graphs: s
             assert error(fast(x), exact(model, x)) <= BOUNDS[precision]
     (run,) = run_graphs(fast, [x])
     assert precision in run.graph.plan.machine
-    assert (run.graph.plan.cuda_graph == "captured") == (cuda_graphs == "auto")
+    assert (run.graph.plan.cuda_graph == CAPTURED) == (cuda_graphs == "auto")
     assert {get(layer.primitive).device for layer in run.graph.plan.layers} == {"cuda"}
     assert all(layer.measured_ms for layer in convselect.explain(fast, x).layers)
 

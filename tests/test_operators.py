@@ -7,6 +7,7 @@ import torch
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.layout import Layout
+from convselect.machine import cpu
 from convselect.pooling import ARGUMENTS
 from convselect.primitive import ACTIVATIONS, primitives
 from convselect.primitives.kernel import KernelPrimitive
@@ -37,7 +38,7 @@ def test_opcheck_of_conv(primitive: KernelPrimitive, mb: int) -> None:
     args = arguments(primitive, source(primitive.src_layout, mb))
     torch.library.opcheck(OPS.conv.default, args)
     dst = torch.empty(mb, 6, 9, 8).contiguous(memory_format=primitive.dst_layout.memory_format)
-    workspace = torch.empty(primitive.workspace_bytes(PROBLEM, torch.get_num_threads()) // 4)
+    workspace = torch.empty(primitive.workspace_bytes(PROBLEM, cpu()) // 4)
     torch.library.opcheck(OPS.conv_out.default, (dst, workspace, *args))
 
 

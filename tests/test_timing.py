@@ -33,10 +33,10 @@ class Sleeper(Primitive):
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         return None
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return 0
 
-    def packed_bytes(self, problem: ConvProblem) -> int:
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return problem.weight_bytes
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import convselect.primitives  # noqa: F401  (fills the registry)
+from convselect.machine import cpu
 from convselect.primitive import IDENTITY, get, primitives
 from convselect.problem import ConvProblem
 
@@ -136,8 +137,8 @@ def test_subnormal_weights_are_flushed(name: str) -> None:
 
 def test_the_lean_schedule_packs_no_more_than_the_weights() -> None:
     p = ConvProblem(1, 1, 512, 7, 7, 512, 3, 3, ph=1, pw=1)
-    assert get("winograd_f4x4_3x3_lean_nhwc").packed_bytes(p) == p.weight_bytes
-    assert get("winograd_f4x4_3x3_nhwc").packed_bytes(p) == 4 * p.weight_bytes
+    assert get("winograd_f4x4_3x3_lean_nhwc").packed_bytes(p, cpu()) == p.weight_bytes
+    assert get("winograd_f4x4_3x3_nhwc").packed_bytes(p, cpu()) == 4 * p.weight_bytes
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from convselect.graph.steps import (
     is_view,
     takes_strides,
 )
+from convselect.machine import cpu
 
 aten = torch.ops.aten
 
@@ -98,7 +99,7 @@ class Segment:
     def _build(self, packed: tuple[torch.Tensor, ...], inputs: Sequence[torch.Tensor]) -> Program:
         sizes = _Sizes(self.inputs, inputs)
         values, buffers = place_values(self, sizes)
-        steps = Steps(sizes, dict(zip(self._constants, packed, strict=True)), torch.get_num_threads(), values)
+        steps = Steps(sizes, dict(zip(self._constants, packed, strict=True)), cpu(), values)
         layers: list[str | None] = []
 
         def emit(begin: int, end: int) -> None:
@@ -106,7 +107,7 @@ class Segment:
                 steps.emit(self.nodes[position], position)
                 layers.extend([self.nodes[position].meta.get("layer")] * (len(steps.records) - len(layers)))
 
-        head = head_of(self.nodes, sizes, steps.constants, steps.threads)
+        head = head_of(self.nodes, sizes, steps.constants, steps.machine.threads)
         inside = head.place(buffers)
         for first, images in head:
             steps.sizes = lambda node, images=images: (images, *sizes(node)[1:])
@@ -115,7 +116,7 @@ class Segment:
         steps.sizes, steps.values = sizes, values
         emit(head.count, len(self.nodes))
         words, arena = steps.words(buffers)
-        header = [steps.threads, arena, len(inputs), len(self.outputs), len(steps.records)]
+        header = [steps.machine.threads, arena, len(inputs), len(self.outputs), len(steps.records)]
         for node in (*self.inputs, *self.outputs):
             header += [node.meta["val"].dim(), *sizes(node), *sizes.strides(node)]
         with torch.inference_mode(False):

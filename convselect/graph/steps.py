@@ -15,6 +15,7 @@ from convselect.graph.fuse import activation_of
 from convselect.graph.lower import Call, ScaleShift, to_layout
 from convselect.graph.operators import layout_of
 from convselect.layout import Layout, holds
+from convselect.machine import Machine
 from convselect.primitive import ACTIVATIONS, IDENTITY, Activation
 from convselect.primitives.kernel import KernelPrimitive
 
@@ -136,7 +137,7 @@ class Steps:
 
     sizes: Sizes
     constants: Mapping[Node, torch.Tensor]
-    threads: int
+    machine: Machine
     values: Mapping[Node, Value]
     records: list[list[Word]] = field(default_factory=list)
     workspaces: dict[int, Buffer] = field(default_factory=dict)
@@ -185,7 +186,7 @@ class Steps:
         mb, ic, ih, iw = self.sizes(src)
         problem = call.problem.with_batch(mb)
         assert isinstance(call.primitive, KernelPrimitive)
-        floats = call.primitive.workspace_bytes(problem, self.threads) // 4
+        floats = call.primitive.workspace_bytes(problem, self.machine) // 4
         workspace = self.workspaces.setdefault(self.position, Buffer(floats, self.position, self.position))
         workspace.floats = max(workspace.floats, floats)
         value = self.values[node]

@@ -54,7 +54,7 @@ class TorchConvolution(Primitive):
     def __init__(self, layout: Layout) -> None:
         self.src_layout = self.dst_layout = layout
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return 0  # a library's own is not counted
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class Aten(TorchConvolution):
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         return all_padding(problem) or (strided_column(problem) if self.src_layout is Layout.NHWC else None)
 
-    def packed_bytes(self, problem: ConvProblem) -> int:
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return problem.weight_bytes
 
     def run(

@@ -121,12 +121,12 @@ class Fft(Primitive):
             return f"fewer than {LEAST_TAPS} taps are not worth the transforms (kh={p.kh}, kw={p.kw})"
         return None if p.sh == p.sw == 1 else f"only stride 1 is supported (sh={p.sh}, sw={p.sw})"
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         p, (h, w) = problem, _spans(problem)
         tiles, frequencies = p.mb * h.tiles * w.tiles, h.size * (w.size // 2 + 1)
         return 8 * tiles * frequencies * 2 * (p.ic + p.oc)
 
-    def packed_bytes(self, problem: ConvProblem) -> int:
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         p, (h, w) = problem, _spans(problem)
         return 8 * h.size * (w.size // 2 + 1) * p.oc * (p.ic // p.g)
 

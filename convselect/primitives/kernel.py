@@ -46,10 +46,10 @@ class KernelPrimitive(Primitive):
     def refusal(self, problem: ConvProblem, machine: Machine) -> str | None:
         return next((reason for rule in self._rules if (reason := rule(problem))), None)
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
-        return int(_OPS.workspace_bytes(self.kernel, _sizes(problem), problem.geometry, threads))
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        return int(_OPS.workspace_bytes(self.kernel, _sizes(problem), problem.geometry, machine.threads))
 
-    def packed_bytes(self, problem: ConvProblem) -> int:
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return int(_OPS.packed_bytes(self.kernel, _sizes(problem), problem.geometry))
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:

@@ -52,10 +52,10 @@ class OneDnn(Primitive):
             return "this build of torch has no oneDNN"
         return all_padding(problem) or strided_column(problem)
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int) -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return 0  # its scratchpad is its own
 
-    def packed_bytes(self, problem: ConvProblem) -> int:
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return problem.weight_bytes
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:

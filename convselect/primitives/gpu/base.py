@@ -23,6 +23,8 @@ LEAST_CAPABILITY = 80
 EXACT_BOUNDS: Mapping[str, float] = {"float32": 2e-6, "tf32": 2e-3, "float16": 5e-4, "bfloat16": 4e-3}
 """rel-L2 error of what only adds products: rounded factors (tf32) or a rounded result (half precision)."""
 HALF = ("float16", "bfloat16")
+MOST_WORKSPACE = 2**30
+"""Bytes: what takes more has lost by the time it has moved them."""
 
 
 def element_bytes(precision: str) -> int:
@@ -92,7 +94,10 @@ class TritonPrimitive(Primitive):
             return f"only {' and '.join(self.precisions)} are supported (this is {machine.precision})"
         if 0 < machine.l1d_bytes < (shared := self.shared_bytes()):
             return f"its tiles take {shared} bytes of shared memory, and a block of this GPU has {machine.l1d_bytes}"
-        return next((reason for rule in self._rules if (reason := rule(problem))), None)
+        if (reason := next((reason for rule in self._rules if (reason := rule(problem))), None)) is not None:
+            return reason
+        nbytes = self.workspace_bytes(problem, machine)
+        return None if nbytes <= MOST_WORKSPACE else f"its workspace would take {nbytes / 2**30:.3g} GiB"
 
     def shared_bytes(self) -> int:
         """An upper bound on the shared memory of a block."""
@@ -108,16 +113,12 @@ class TritonPrimitive(Primitive):
     ) -> list[Launch]:  # fmt: skip
         """The kernels that compute dst, in order. `tf32`: whether factors of float32 may be rounded."""
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         return 0
 
-    def packed_bytes(self, problem: ConvProblem, precision: str = "float32") -> int:
-        size = element_bytes(precision)
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        size = element_bytes(machine.precision)
         return size * math.prod(self.packed_shape(problem, size))
-
-    def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
-        precision = machine.precision
-        return self.packed_bytes(problem, precision), self.workspace_bytes(problem, machine.threads, precision)
 
     def run(
         self,

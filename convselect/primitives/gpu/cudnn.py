@@ -35,11 +35,8 @@ class GpuConvolution(TorchConvolution):
             return no_gpu(machine) or (None if machine.cudnn else "this build of torch has no cuDNN")
         return None
 
-    def packed_bytes(self, problem: ConvProblem, precision: str = "float32") -> int:
-        return problem.weight_bytes // 4 * element_bytes(precision)
-
-    def memory(self, problem: ConvProblem, machine: Machine) -> tuple[int, int]:
-        return self.packed_bytes(problem, machine.precision), self.workspace_bytes(problem, machine.threads)
+    def packed_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        return problem.weight_bytes // 4 * element_bytes(machine.precision)
 
     def run(
         self,

@@ -6,13 +6,11 @@ import torch
 
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
-from convselect.machine import PRECISIONS
+from convselect.machine import PRECISIONS, Machine
 from convselect.primitive import register
 from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, multiprocessors, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
-
-MOST_PARTIAL_BYTES = 2**30
 
 
 class ImplicitGemm(TritonPrimitive):
@@ -25,11 +23,7 @@ class ImplicitGemm(TritonPrimitive):
         precisions: tuple[str, ...] = PRECISIONS, family: str = "igemm", rules: tuple[Rule, ...] = (ungrouped,),
     ) -> None:  # fmt: skip
         self.tile, self.parts, self.persistent, self.precisions = tile, parts, persistent, precisions
-        super().__init__(name, family, Layout.NHWC, Layout.NHWC, (*rules, self._small_partials))
-
-    def _small_partials(self, p: ConvProblem) -> str | None:
-        nbytes = self.workspace_bytes(p, 1)
-        return None if nbytes <= MOST_PARTIAL_BYTES else f"its partial sums would take {nbytes / 2**30:.3g} GiB"
+        super().__init__(name, family, Layout.NHWC, Layout.NHWC, rules)
 
     def shared_bytes(self) -> int:
         exchange = 4 * self.tile.rows * self.tile.columns if self.persistent else 0
@@ -40,7 +34,7 @@ class ImplicitGemm(TritonPrimitive):
         icp, ocp = round_up(p.ic // p.g, self.tile.depth(element_bytes)), round_up(p.oc // p.g, self.tile.columns)
         return p.g, p.kh * p.kw * icp, ocp
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         if self.parts == 1:
             return 0
         p = problem

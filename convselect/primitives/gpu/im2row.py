@@ -6,12 +6,11 @@ import torch
 
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
+from convselect.machine import Machine
 from convselect.primitive import register
 from convselect.primitives.gpu.base import TritonPrimitive, element_bytes, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
-
-MOST_BYTES = 2**30
 
 
 class Im2row(TritonPrimitive):
@@ -19,18 +18,14 @@ class Im2row(TritonPrimitive):
 
     def __init__(self, name: str, src_layout: Layout, tile: Tile) -> None:
         self.tile = tile
-        super().__init__(name, "im2row", src_layout, Layout.NHWC, (ungrouped, self._small_matrix))
-
-    def _small_matrix(self, p: ConvProblem) -> str | None:
-        nbytes = self.workspace_bytes(p, 1)
-        return None if nbytes <= MOST_BYTES else f"its matrix of patches would take {nbytes / 2**30:.3g} GiB"
+        super().__init__(name, "im2row", src_layout, Layout.NHWC, (ungrouped,))
 
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
         p = problem
         return round_up(p.kh * p.kw * p.ic, self.tile.depth(element_bytes)), round_up(p.oc, self.tile.columns)
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
-        p, size = problem, element_bytes(precision)
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        p, size = problem, element_bytes(machine.precision)
         return size * p.mb * p.oh * p.ow * self.packed_shape(p, size)[0]
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:

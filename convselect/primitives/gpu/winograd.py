@@ -8,14 +8,13 @@ import torch
 
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, round_up
 from convselect.layout import Layout
-from convselect.machine import PRECISIONS
+from convselect.machine import PRECISIONS, Machine
 from convselect.primitive import register
 from convselect.primitives.gpu.base import HALF, TritonPrimitive, element_bytes, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.primitives.winograd import dense, only
 from convselect.problem import ConvProblem
 
-MOST_BYTES = 2**30
 _ALIGNED = 16
 
 
@@ -29,7 +28,7 @@ class Winograd(TritonPrimitive):
     def __init__(self, m: int, tile: Tile, accuracy: str, bounds: Mapping[str, float]) -> None:
         self.m, self.tile, self.accuracy, self.bounds = m, tile, accuracy, bounds
         self.precisions = tuple(precision for precision in PRECISIONS if precision in bounds)
-        rules = (only(3, 3), dense, ungrouped, self._small_workspace)
+        rules = (only(3, 3), dense, ungrouped)
         super().__init__(
             f"winograd_f{m}x{m}_3x3_{tile.rows}x{tile.columns}_nhwc", "winograd", Layout.NHWC, Layout.NHWC, rules
         )
@@ -37,15 +36,11 @@ class Winograd(TritonPrimitive):
     def accuracy_at(self, precision: str) -> str:
         return "default" if precision in HALF else self.accuracy
 
-    def _small_workspace(self, p: ConvProblem) -> str | None:
-        nbytes = self.workspace_bytes(p, 1)
-        return None if nbytes <= MOST_BYTES else f"its transformed tiles would take {nbytes / 2**30:.3g} GiB"
-
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int, int]:
         return (self.m + 2) ** 2, round_up(problem.ic, _ALIGNED), round_up(problem.oc, _ALIGNED)
 
-    def workspace_bytes(self, problem: ConvProblem, threads: int, precision: str = "float32") -> int:
-        p, size = problem, element_bytes(precision)
+    def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
+        p, size = problem, element_bytes(machine.precision)
         planes, cp, ocp = self.packed_shape(p, size)
         return planes * p.mb * blocks(p.oh, self.m) * blocks(p.ow, self.m) * (size * cp + 4 * ocp)
 
