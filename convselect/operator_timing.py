@@ -13,7 +13,7 @@ import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.heap import kept_heap
 from convselect.layout import Layout, holds
 from convselect.pooling import ARGUMENTS, windowed
-from convselect.timing import Run, interleaved, robust_ms
+from convselect.timing import Run, draw, interleaved, robust_ms
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ class OperatorTime(NamedTuple):
 
 
 def _batch_norm(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    ones = torch.ones(x.shape[1])
+    ones = x.new_ones(x.shape[1])
     y: torch.Tensor = torch.ops.convselect.scale_shift(x, ones, ones, 0, 0.0, 0.0)
     return y
 
@@ -111,7 +111,7 @@ Case = tuple[str, int, torch.Tensor, Run]
 
 def _transforms(shape: tuple[int, int, int, int]) -> list[Case]:
     cases: list[Case] = []
-    plain = torch.rand(shape)
+    plain = draw(*shape)
     for target in Layout:
         source = Layout.NHWC if target is Layout.NCHW else Layout.NCHW
         src = plain.contiguous(memory_format=source.memory_format)
@@ -126,7 +126,7 @@ def _transform(src: torch.Tensor, nhwc: bool) -> Run:
 
 def _time_shape(shape: tuple[int, int, int, int], rounds: int, deadline: float | None) -> list[OperatorTime]:
     cases = _transforms(shape)
-    plain = torch.rand(shape)
+    plain = draw(*shape)
     for layout in Layout:
         x = plain.contiguous(memory_format=layout.memory_format)
         y = x.clone(memory_format=torch.preserve_format)

@@ -35,8 +35,9 @@ _RETRIES = 2
 _RETRY_BELOW_MS = 60.0
 """A step of 8 or 16 ms matters less in what takes longer, and repeating costs more."""
 _FLUSH_LIMIT_BYTES = 64 * 2**20
-_PROBE = torch.zeros(40_000)
+_PROBE = torch.zeros(40_000, dtype=torch.float32, device="cpu")
 """Just more than what ATen gives to a single thread."""
+_GENERATOR = torch.Generator("cpu")
 _RELU = Activation("relu")
 
 
@@ -146,6 +147,11 @@ def robust_ms(times: npt.ArrayLike) -> Array:
     return result
 
 
+def draw(*size: int) -> torch.Tensor:
+    """Uniform in [-0.5, 0.5), f32 `size`, by a generator of our own: timing must not move the user's random numbers."""
+    return torch.rand(size, generator=_GENERATOR, dtype=torch.float32, device="cpu") - 0.5
+
+
 class PrimitiveTimer:
     """Times primitives in the cache state of a network: weights cold, the source as just written by the layer before.
 
@@ -157,7 +163,7 @@ class PrimitiveTimer:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         nbytes = min(_FLUSH_LIMIT_BYTES, max(8 * 2**20, machine.l3_bytes * 3 // 2))
-        self._buffer = torch.zeros(nbytes // 4)
+        self._buffer = torch.zeros(nbytes // 4, dtype=torch.float32, device="cpu")
 
     def flush(self) -> None:
         """Evicts what the caches hold."""
@@ -190,9 +196,7 @@ class PrimitiveTimer:
         abandon: float,
     ) -> dict[str, float]:
         p = problem
-        weight = torch.rand(p.oc, p.ic // p.g, p.kh, p.kw) - 0.5
-        bias = torch.rand(p.oc) - 0.5
-        plain = torch.rand(p.mb, p.ic, p.ih, p.iw) - 0.5
+        weight, bias, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.oc), draw(p.mb, p.ic, p.ih, p.iw)
         layouts = {primitive.src_layout for primitive in primitives}
         sources = {layout: plain.contiguous(memory_format=layout.memory_format) for layout in layouts}
 

@@ -115,7 +115,7 @@ class _Lowering:
 
     def run(self) -> Lowered:
         for position, node in enumerate(self.graph.find_nodes(op="placeholder")):
-            if node.users:
+            if node.users or isinstance(node.meta.get("val"), torch.SymInt):  # which sizes depend on
                 self.lowered.arguments.append(position)
                 self.made[node] = self.new.placeholder(node.name)
                 self._place(node, self.chosen[node].gives)

@@ -41,27 +41,39 @@ class Program:
 
 
 class Segment:
-    """A stretch of the graph: what its nodes compute from `inputs`, by programs made when first needed."""
+    """A stretch of the graph: what its nodes compute from `inputs`, by programs made when first needed.
+
+    A call takes the packed weights, the values of `symbols`, which sizes depend on, and the inputs.
+    """
 
     __name__, __module__ = "program", "convselect"
     MOST = 64
     """Programs kept, for different batches."""
 
-    def __init__(self, nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node], constants: list[Node]):
-        self.nodes, self.inputs, self.outputs = nodes, inputs, outputs
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        symbols: Sequence[Node],
+        inputs: Sequence[Node],
+        outputs: Sequence[Node],
+        constants: list[Node],
+    ) -> None:
+        self.nodes, self.symbols, self.inputs, self.outputs = nodes, symbols, inputs, outputs
         self._constants = constants
         self._programs: tuple[object, dict[object, Program]] = ((), {})
         self._arenas: list[torch.Tensor] = []
 
-    def __call__(self, packed: tuple[torch.Tensor, ...], *inputs: torch.Tensor) -> list[torch.Tensor]:
-        return self._run(self.program(packed, inputs), inputs, None)
+    def __call__(
+        self, packed: tuple[torch.Tensor, ...], symbols: tuple[int, ...], *inputs: torch.Tensor
+    ) -> list[torch.Tensor]:
+        return self._run(self.program(packed, symbols), inputs, None)
 
     def timed(
-        self, packed: tuple[torch.Tensor, ...], *inputs: torch.Tensor
+        self, packed: tuple[torch.Tensor, ...], symbols: tuple[int, ...], *inputs: torch.Tensor
     ) -> tuple[list[torch.Tensor], dict[str, float]]:
         """The results, and the milliseconds of each convolution."""
-        program = self.program(packed, inputs)
-        nanoseconds = torch.zeros(len(program.layers), dtype=torch.int64)
+        program = self.program(packed, symbols)
+        nanoseconds = torch.zeros(len(program.layers), dtype=torch.int64, device="cpu")
         results = self._run(program, inputs, nanoseconds)
         times: dict[str, float] = {}
         for layer, time in zip(program.layers, nanoseconds.tolist(), strict=True):
@@ -69,16 +81,16 @@ class Segment:
                 times[layer] = times.get(layer, 0.0) + 1e-6 * time
         return results, times
 
-    def program(self, packed: tuple[torch.Tensor, ...], inputs: Sequence[torch.Tensor]) -> Program:
+    def program(self, packed: tuple[torch.Tensor, ...], symbols: tuple[int, ...]) -> Program:
         constants, programs = self._programs
         if constants is not packed:
             self._programs = packed, programs = packed, {}
-        key = (torch.get_num_threads(), *(value.shape for value in inputs))
+        key = (torch.get_num_threads(), symbols)
         program = programs.get(key)
         if program is None:
             if len(programs) >= self.MOST:
                 programs.clear()
-            program = programs[key] = self._build(packed, inputs)
+            program = programs[key] = self._build(packed, symbols)
         return program
 
     def _run(
@@ -91,13 +103,13 @@ class Segment:
             arena = None
         if arena is None or arena.numel() < program.arena_floats:
             with torch.inference_mode(False):
-                arena = torch.empty(program.arena_floats)
+                arena = torch.empty(program.arena_floats, dtype=torch.float32, device="cpu")
         results: list[torch.Tensor] = torch.ops.convselect.run(program.words, arena, inputs, nanoseconds)
         self._arenas.append(arena)
         return results
 
-    def _build(self, packed: tuple[torch.Tensor, ...], inputs: Sequence[torch.Tensor]) -> Program:
-        sizes = _Sizes(self.inputs, inputs)
+    def _build(self, packed: tuple[torch.Tensor, ...], symbols: tuple[int, ...]) -> Program:
+        sizes = _Sizes(self.symbols, symbols)
         values, buffers = place_values(self, sizes)
         steps = Steps(sizes, dict(zip(self._constants, packed, strict=True)), cpu(), values)
         layers: list[str | None] = []
@@ -116,22 +128,18 @@ class Segment:
         steps.sizes, steps.values = sizes, values
         emit(head.count, len(self.nodes))
         words, arena = steps.words(buffers)
-        header = [steps.machine.threads, arena, len(inputs), len(self.outputs), len(steps.records)]
+        header = [steps.machine.threads, arena, len(self.inputs), len(self.outputs), len(steps.records)]
         for node in (*self.inputs, *self.outputs):
             header += [node.meta["val"].dim(), *sizes(node), *sizes.strides(node)]
         with torch.inference_mode(False):
-            return Program(torch.tensor(header + words), arena, tuple(layers), packed)
+            return Program(torch.tensor(header + words, device="cpu"), arena, tuple(layers), packed)
 
 
 class _Sizes:
-    """A node's sizes, with what is symbolic in them replaced by the inputs' values."""
+    """A node's sizes, with what is symbolic in them replaced by its value."""
 
-    def __init__(self, nodes: Sequence[Node], inputs: Sequence[torch.Tensor]) -> None:
-        self._known: dict[object, int] = {}
-        for node, value in zip(nodes, inputs, strict=True):
-            for symbol, size in zip(node.meta["val"].shape, value.shape, strict=True):
-                if isinstance(symbol, torch.SymInt) and symbol.node.expr.is_Symbol:
-                    self._known[symbol.node.expr] = size
+    def __init__(self, symbols: Sequence[Node], values: Sequence[int]) -> None:
+        self._known = {node.meta["val"].node.expr: value for node, value in zip(symbols, values, strict=True)}
 
     def __call__(self, node: Node) -> tuple[int, ...]:
         return tuple(self._number(size) for size in node.meta["val"].shape)
@@ -220,6 +228,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
     for node in placeholders[constants:]:
         made[node] = new.placeholder(node.name)
     given = placeholders[:constants]
+    symbols = [node for node in placeholders if isinstance(node.meta.get("val"), torch.SymInt)]
 
     def operand(node: Node) -> Node:
         if node not in made:  # a constant that a node of no segment reads
@@ -236,7 +245,8 @@ def split(module: GraphModule, constants: int) -> GraphModule:
         if results:
             sources = dict.fromkeys(source for node in stretch for source in node.all_input_nodes)
             inputs = [n for n in sources if n not in inside and n not in given and _is_tensor(n)]
-            call = new.call_function(Segment(stretch, inputs, results, given), (packed, *map(operand, inputs)))
+            values = packed, tuple(map(operand, symbols)), *map(operand, inputs)
+            call = new.call_function(Segment(stretch, symbols, inputs, results, given), values)
             for i, node in enumerate(results):
                 made[node] = new.call_function(operator.getitem, (call, i))
         for node in stretch:

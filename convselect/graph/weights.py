@@ -169,16 +169,18 @@ class _State:
         self._asked = [t for t, known in zip(statics, metadata, strict=True) if known is None]
         self._answers = list(map(_ask, self._asked))
         rows = [row for known in metadata if known is not None for row in known]
-        lines = [torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)]
-        lines += [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
-        self._lines = torch.cat(lines)
-        self._fingerprint = torch.ops.convselect.fingerprint(self._lines)
+        self._metadata = torch.tensor(rows, dtype=torch.int64, device=_CPU).reshape(-1, 2)
+        data = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
+        self._data = torch.cat([self._metadata[:0], *data])
+        self._fingerprints = tuple(map(torch.ops.convselect.fingerprint, (self._metadata, self._data)))
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
         return (
             (statics is self._held or all(map(operator.is_, statics, self._held)))
             and list(map(_ask, self._asked)) == self._answers
-            and torch.ops.convselect.fingerprint(self._lines) == self._fingerprint
+            and torch.ops.convselect.fingerprint(self._metadata) == self._fingerprints[0]
+            # Only now: a storage that was moved (`share_memory_`, `resize_`) has given its old memory back.
+            and torch.ops.convselect.fingerprint(self._data) == self._fingerprints[1]
             and all(torch.equal(tensor, copy) for tensor, copy in self._copied)
         )
 
@@ -195,9 +197,9 @@ def _lines(tensor: torch.Tensor) -> torch.Tensor:
     """The (address, bytes) of the tensor's data that are fingerprinted, int64 [n, 2]."""
     nbytes = storage_bytes(tensor)
     if tensor.is_inference() or nbytes <= _WHOLE:
-        starts = torch.arange(0, nbytes, _LINE)
+        starts = torch.arange(0, nbytes, _LINE, device=_CPU)
     else:
-        starts = torch.arange(_SAMPLES) * (nbytes - _LINE) // (_SAMPLES - 1)
+        starts = torch.arange(_SAMPLES, device=_CPU) * (nbytes - _LINE) // (_SAMPLES - 1)
     return torch.stack([tensor.data_ptr() + starts, (nbytes - starts).clamp(max=_LINE)], 1)
 
 

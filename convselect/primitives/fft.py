@@ -66,7 +66,7 @@ class Span:
 
     def places(self, kernel: int, dilation: int) -> torch.Tensor:
         """Where each tap goes in the tile of a kernel."""
-        return (torch.arange(kernel) * dilation - self.offset) % self.size
+        return (torch.arange(kernel, device="cpu") * dilation - self.offset) % self.size
 
 
 @lru_cache(maxsize=1024)
