@@ -45,8 +45,8 @@ def compile(
             also half precision and autocast's on an NVIDIA GPU. Everything else runs as before.
         accuracy: "strict" (what errs by at most 2e-6 relative to float64: direct, GEMM-based, Winograd F(2,3)),
             "default" (at most 5e-6), or "fast" (at most 2e-5).
-        calibrate: "auto" times a few primitives on the first run on a machine, "always" on each compilation,
-            "never" takes the shipped model as it is.
+        calibrate: "auto" times a few primitives on a machine's first runs, until `budget_s` seconds have gone into it,
+            "always" on each compilation, "never" takes the shipped model as it is.
         budget_s: seconds that calibration, and `select="model+verify"`, may spend timing.
         select: "model" predicts; "measure" times every candidate of every layer, which is slow; "model+verify"
             predicts, then times the close calls.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -43,6 +43,10 @@ _AT_ONCE = 5
 """Candidates of one problem that are timed in one go; interleaved, they compare best."""
 _PROBLEM_SHARE = 0.15
 """Of the wall-clock time, at most, goes into one problem at a time while others can be timed."""
+_COMPILING = 4.0
+"""Times the budget is what a calibration on a GPU may take, where kernels are compiled before they are timed."""
+_ENOUGH = 0.95
+"""Of the budget: what is left of it then is not worth beginning."""
 _NEGLIGIBLE = 1e-3
 """Calibration ends once the regret it could avoid is less than this part of the predicted total."""
 
@@ -81,7 +85,7 @@ def calibrate(
 
     Args:
         budget_s: wall-clock seconds, everything included; kept within 20% as no timing starts that would break it.
-            On a GPU a timing may also have to compile its kernel, which takes as long as it takes.
+            On a GPU four times as long, since kernels have to be compiled, one of which may still exceed it.
         device: "cpu", or "cuda" for the first GPU, in float32 (TF32 where torch's switch allows it).
         problems: what the machine is to be fast at; a repeated problem counts as often. Default `data.COMMON`.
         able: the primitives to time for each problem; None stands for all that may be chosen by default.
@@ -93,11 +97,13 @@ def calibrate(
     """
     if device not in ("cpu", "cuda"):
         raise unknown_choice("device", device, ("cpu", "cuda"))
-    if not budget_s > 0:
-        raise ValueError(f"budget_s is {budget_s}, must be positive")
+    if not (isinstance(budget_s, (int, float)) and 0 < budget_s < math.inf):
+        raise ValueError(f"budget_s is {budget_s!r}, must be a positive number of seconds")
     start = time.perf_counter()
     timer = timer or (GpuTimer.here() if device == "cuda" else PrimitiveTimer(cpu()))
     machine = timer.machine
+    if machine.device == "cuda":
+        budget_s *= _COMPILING
     counts = Counter(read_problems(COMMON) if problems is None else problems)
     if able is None:
         able = {problem: candidates(problem, machine, "default")[0] for problem in counts}
@@ -106,21 +112,39 @@ def calibrate(
     deadline = start + budget_s
     try:
         with reporting("calibrating", budget_s, progress) as report:
-            _time_transforms(timer, calibrator.samples, counts, start + _TRANSFORMS_SHARE * budget_s)
+            if not known.operators:
+                _time_transforms(timer, calibrator.samples, counts, start + _TRANSFORMS_SHARE * budget_s)
             calibrator.run(deadline, lambda _, what: report(time.perf_counter() - start, what))
             report(budget_s, f"{len(calibrator.samples.timings)} timings")
     finally:
-        samples = known.merged(calibrator.samples)
-        if calibrator.samples:
-            store.save(machine, samples)
+        calibrator.samples.seconds = time.perf_counter() - start
+        samples = store.save(machine, calibrator.samples)
     return samples
+
+
+def ensure(
+    budget_s: float,
+    machine: Machine,
+    problems: Sequence[ConvProblem],
+    able: Mapping[ConvProblem, Sequence[Primitive]],
+    timer: Callable[[], PrimitiveTimer | GpuTimer],
+) -> Samples:
+    """The samples of `machine`, after calibrating for what earlier runs have left of `budget_s` seconds."""
+    known = store.load(machine) or Samples()
+    if known.seconds >= _ENOUGH * budget_s:
+        return known
+    with store.calibrating():
+        known = store.load(machine) or Samples()  # another thread or process may have spent it meanwhile
+        if known.seconds >= _ENOUGH * budget_s:
+            return known
+        return calibrate(budget_s - known.seconds, problems=problems, able=able, timer=timer())
 
 
 def _time_transforms(
     timer: PrimitiveTimer | GpuTimer, samples: Samples, problems: Mapping[ConvProblem, int], deadline: float
 ) -> None:
     """Layout transforms of sources over the problems' range of sizes."""
-    shapes = sorted({(p.mb, p.ic, p.ih, p.iw) for p in problems if p.ic > 1}, key=math.prod)
+    shapes = sorted({(p.mb, p.ic, p.ih, p.iw) for p in problems if p.ic > 1 < p.ih * p.iw}, key=math.prod)
     spread = [shapes[i] for i in sorted({0, len(shapes) // 3, 2 * len(shapes) // 3, len(shapes) - 1})] if shapes else []
     time_all = timer.time_transforms if isinstance(timer, GpuTimer) else time_transforms
     for row in time_all(spread[::-1], rounds=_ROUNDS, deadline=deadline):
@@ -241,6 +265,8 @@ class Calibrator:
                 self._families.discard(family)
         if not times:  # not even one fits into the time there is
             self._open[row] = False
+        elif time.perf_counter() < deadline:  # what has no time then cannot be timed
+            self._open[row, columns] = False
         self._pace *= math.sqrt(max(0.1, 1e3 * (time.perf_counter() - start) / expected_ms))
 
     def _cost_ms(self, once_ms: Array | float) -> Any:

@@ -8,6 +8,8 @@ A plan's results lie in an arena that stays, so timings of single primitives mus
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,20 +18,33 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _KEEP = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 _USUAL = {_TRIM_THRESHOLD: 64 * 2**20, _MMAP_THRESHOLD: 32 * 2**20, _MMAP_MAX: 65536}
 """What glibc's own adjustment reaches in a process that has used blocks of this size; it cannot be asked."""
+_SET_BY_USERS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+
+_lock = threading.Lock()
+_inside = 0
 
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """What is freed inside stays with the process until the end. No effect with C libraries other than glibc."""
+    """What is freed inside stays with the process until the end, also of others inside at the same time.
+
+    No effect with C libraries other than glibc, nor where the environment sets what glibc's malloc does.
+    """
+    global _inside
     libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+    if not hasattr(libc, "malloc_trim") or any(name in os.environ for name in _SET_BY_USERS):
         yield
         return
-    for parameter, value in _KEEP.items():
-        libc.mallopt(parameter, value)
+    with _lock:
+        _inside += 1
+        for parameter, value in _KEEP.items():
+            libc.mallopt(parameter, value)
     try:
         yield
     finally:
-        for parameter, value in _USUAL.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                for parameter, value in _USUAL.items():
+                    libc.mallopt(parameter, value)
+                libc.malloc_trim(0)

@@ -62,11 +62,8 @@ def choices_for(
     able, refusals = {}, {}
     for problem in distinct:
         able[problem], refusals[problem] = candidates(problem, machine, options.accuracy, left_out)
-    samples = store.load(machine)
-    wanted = options.calibrate == "always" or (options.calibrate == "auto" and samples is None)
-    if wanted and options.budget_s > 0:
-        samples = calibration.calibrate(options.budget_s, problems=problems, able=able, timer=timer())
-    choices = Choices(Costs(model_for(machine), samples, machine), samples is not None, refusals=refusals)
+    samples = calibrated(problems, able, options, machine, timer)
+    choices = Choices(Costs(model_for(machine), samples, machine), bool(samples), refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     start = time.perf_counter()
@@ -81,6 +78,20 @@ def choices_for(
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
     choices.candidates = with_times(able, times, machine)
     return choices
+
+
+def calibrated(
+    problems: Sequence[ConvProblem], able: Able, options: Options, machine: Machine, timer: Callable[[], Timer]
+) -> Samples | None:
+    """What was timed on `machine`, now or earlier, as `options.calibrate` asks."""
+    if options.calibrate == "never":
+        return None
+    if options.budget_s == 0:
+        return store.load(machine)
+    if options.calibrate == "auto":
+        return calibration.ensure(options.budget_s, machine, problems, able, timer)
+    with store.calibrating():
+        return calibration.calibrate(options.budget_s, problems=problems, able=able, timer=timer())
 
 
 def predict(costs: Costs, able: Able) -> tuple[Times, dict[ConvProblem, dict[str, float]]]:

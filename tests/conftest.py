@@ -13,6 +13,12 @@ if not torch.cuda.is_available() or torch.version.hip:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test may depend on the calibrations of whoever runs it, nor add to them."""
+    os.environ["CONVSELECT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """`torch.set_num_threads`, undone after the test."""

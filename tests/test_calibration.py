@@ -239,8 +239,9 @@ def test_calibrate_keeps_what_was_timed_before_ctrl_c(monkeypatch: pytest.Monkey
 
 
 def test_calibrate_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="budget_s"):
-        calibration.calibrate(0)
+    for budget in (0, float("inf"), "2"):
+        with pytest.raises(ValueError, match="budget_s"):
+            calibration.calibrate(budget)
     with pytest.raises(ValueError, match="device"):
         calibration.calibrate(1.0, device="tpu")
 

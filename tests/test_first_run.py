@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import convselect
 from convselect import calibration, machine
-from convselect.costs import store
+from convselect.costs import Samples, store
 
 SCRIPT = """
 import torch, convselect
@@ -30,8 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def run_once(**options: object) -> None:
-    """Compiles a model of two convolutions, and compares."""
+def run_once(**options: object) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
+    """Compiles a model of two convolutions, and compares; the compiled model and its input."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
@@ -39,6 +40,7 @@ def run_once(**options: object) -> None:
     with torch.inference_mode():
         fast = convselect.compile(model, **{"budget_s": 0.5, **options})
         torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
+    return fast, x
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,11 +55,43 @@ def test_the_first_run_calibrates_and_the_second_does_not(cache: Path, monkeypat
     samples = store.load(machine.cpu())
     assert samples is not None
     assert samples.timings
+    store.save(machine.cpu(), Samples(seconds=0.5))
     forbid(monkeypatch)
     run_once()
     run_once(calibrate="never")
     with pytest.raises(Exception, match="calibrated again"):
         run_once(calibrate="always")
+
+
+def test_what_a_first_graph_leaves_of_the_budget_is_for_the_next(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it that it has little to be timed, or that Ctrl-C ended it."""
+    store.save(machine.cpu(), Samples(seconds=0.2))
+    budgets: list[float] = []
+
+    def calibrate(budget_s: float, **_: object) -> Samples:
+        budgets.append(budget_s)
+        return store.save(machine.cpu(), Samples(seconds=budget_s))
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    run_once()
+    run_once()
+    assert budgets == [pytest.approx(0.3)]
+
+
+def test_never_is_the_shipped_model_as_it_is(cache: Path) -> None:
+    """Also where there is a calibration, here one by which the first choice would be slow."""
+    layers = []
+    for _ in range(2):
+        fast, x = run_once(calibrate="never")
+        plan = convselect.explain(fast, x)
+        layers.append([(layer.primitive, layer.predicted_ms) for layer in plan.layers])
+        for problem, primitive in ((layer.problem, layer.primitive) for layer in plan.layers):
+            samples = Samples(seconds=9.0)
+            samples.add(problem, primitive, torch.get_num_threads(), 1000.0)
+            store.save(machine.cpu(), samples)
+    assert layers[0] == layers[1]
+    fast, x = run_once()
+    assert [layer.primitive for layer in convselect.explain(fast, x).layers] != [name for name, _ in layers[0]]
 
 
 def test_never_leaves_no_trace(cache: Path) -> None:

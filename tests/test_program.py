@@ -100,10 +100,14 @@ GRAPHS: dict[str, tuple[Callable[..., object], dict[str, nn.Module]]] = {
 
 def compiled(name: str) -> tuple[nn.Module, Callable[..., object]]:
     torch.manual_seed(0)
-    torch._dynamo.reset()
     body, layers = GRAPHS[name]
     model = Graph(body, **layers).eval()
-    return model, convselect.compile(model, calibrate="never", strict=True)
+    return model, compiled_as_it_is(model)
+
+
+def compiled_as_it_is(model: nn.Module) -> Callable[..., object]:
+    torch._dynamo.reset()
+    return convselect.compile(model, calibrate="never", strict=True)
 
 
 def close(got: object, want: object) -> None:
@@ -230,6 +234,44 @@ def test_calls_from_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+class Several(nn.Module):
+    """Batches that are several times the input's, a part of it, and two inputs' together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flipped = torch.relu(self.conv(torch.cat([x, x.flip(3)])))
+        half = self.conv(x.chunk(2, 0)[0])
+        return flipped, half, self.conv(torch.cat([x, y])).mean((2, 3)), flipped.unflatten(0, (2, -1)).mean(0)
+
+
+@torch.inference_mode()
+def test_batches_that_are_computed_from_the_inputs() -> None:
+    torch._dynamo.reset()
+    model = Several().eval()
+    fast = convselect.compile(model, calibrate="never", strict=True, dynamic=True)
+    for a, b in ((4, 3), (5, 2), (8, 6), (4, 3)):
+        inputs = torch.randn(a, 3, 12, 12), torch.randn(b, 3, 12, 12)
+        for got, want in zip(fast(*inputs), model(*inputs), strict=True):
+            close(got, want)
+
+
+@torch.inference_mode()
+def test_default_types_and_devices_do_not_matter() -> None:
+    model, fast = compiled("classifier")
+    want = model(X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        close(fast(X), want)
+        with torch.device("meta"):
+            close(fast(X), want)
+        close(compiled_as_it_is(model)(X), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @torch.inference_mode()

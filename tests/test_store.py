@@ -6,6 +6,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -57,9 +59,27 @@ def test_saving_merges_and_keeps_the_least(folder: Path) -> None:
     assert len(list(folder.glob("*.safetensors"))) == 1
 
 
-def test_no_samples_are_a_calibration_too() -> None:
-    store.save(MACHINE, Samples())
-    assert store.load(MACHINE) == Samples()
+def test_seconds_add_up() -> None:
+    store.save(MACHINE, Samples(seconds=0.5))
+    store.save(MACHINE, Samples(seconds=0.25))
+    assert store.load(MACHINE) == Samples(seconds=0.75)
+
+
+def test_one_calibration_at_a_time() -> None:
+    order = []
+
+    def work() -> None:
+        with store.calibrating():
+            order.append("a")
+            time.sleep(0.05)
+            order.append("b")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "".join(order) == "ababab"
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])

@@ -180,3 +180,16 @@ def test_a_kept_heap_has_no_page_faults() -> None:
     with kept_heap():
         assert faults() < given_back / 10
     assert faults() > given_back / 2, "it is as before again"
+
+
+def test_timing_leaves_the_users_random_numbers_and_defaults_alone() -> None:
+    candidates = [Sleeper("a", 1)]
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert PrimitiveTimer(cpu()).time_primitives(PROBLEM, candidates, rounds=1)["a"] >= 1
+            assert time_operators([(1, 8, 8, 8)], rounds=1)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)

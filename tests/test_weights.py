@@ -192,3 +192,17 @@ def test_two_threads_may_call_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@torch.inference_mode()
+def test_memory_that_a_storage_has_given_back_is_not_read() -> None:
+    """Its blocks are so large that reading them then ends the process."""
+    with torch.inference_mode(False):
+        model = nn.Conv2d(1024, 1024, 3).eval()
+    x = randn(1, 1024, 4, 4)
+    fast = convselect.compile(model, calibrate="never", strict=True)
+    want = fast(x)
+    model.share_memory()
+    torch.testing.assert_close(fast(x), want)
+    model.weight.untyped_storage().resize_(2 * model.weight.untyped_storage().nbytes())
+    torch.testing.assert_close(fast(x), want)

@@ -22,10 +22,11 @@ class Timing(NamedTuple):
 
 @dataclass
 class Samples:
-    """Timings of primitives and of the operators between convolutions."""
+    """Timings of primitives and of the operators between convolutions, and the `seconds` that calibration took."""
 
     timings: list[Timing] = field(default_factory=list)
     operators: list[OperatorTiming] = field(default_factory=list)
+    seconds: float = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.timings or self.operators)
@@ -41,7 +42,11 @@ class Samples:
 
     def merged(self, other: Samples) -> Samples:
         """Both together; of what was timed twice the least time stays, as noise only ever adds."""
-        return Samples(_least([*self.timings, *other.timings]), _least([*self.operators, *other.operators]))
+        return Samples(
+            _least([*self.timings, *other.timings]),
+            _least([*self.operators, *other.operators]),
+            self.seconds + other.seconds,
+        )
 
 
 def _check(ms: float) -> None:

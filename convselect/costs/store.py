@@ -14,7 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,8 +32,9 @@ from convselect.errors import ConvselectWarning
 from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
-SCHEMA = 1
+SCHEMA = 2
 LOCK_TIMEOUT_S = 20.0
+CALIBRATION_TIMEOUT_S = 60.0
 
 _unsaved: dict[tuple[str, str], Samples] = {}
 """(directory, fingerprint) -> what could not be written; it lasts as long as the process."""
@@ -68,7 +69,7 @@ def directory() -> Path:
 
 def _encode(samples: Samples) -> bytes:
     """safetensors: problem int64 [n, 14] as in `ConvProblem`, primitive and key int64 indices into `names`,
-    threads int64, nbytes int64, ms f64; `names` uint8, a JSON list of strings."""
+    threads int64, nbytes int64, ms f64; seconds f64 [1]; `names` uint8, a JSON list of strings."""
     names: dict[str, int] = {}
     dimensions = [list(asdict(ConvProblem.parse(t.problem)).values()) for t in samples.timings]
 
@@ -84,6 +85,7 @@ def _encode(samples: Samples) -> bytes:
         "operator.nbytes": integers(t.nbytes for t in samples.operators),
         "operator.threads": integers(t.threads for t in samples.operators),
         "operator.ms": np.array([t.ms for t in samples.operators], dtype=np.float64),
+        "seconds": np.array([samples.seconds], dtype=np.float64),
     }
     tensors["names"] = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
     return safetensors.numpy.save(tensors)
@@ -106,6 +108,7 @@ def _decode(data: bytes) -> Samples:
             OperatorTiming(names[key], nbytes, threads, ms)
             for key, nbytes, threads, ms in zip(*(c.tolist() for c in operators), strict=True)
         ],
+        float(t["seconds"][0]),
     )
 
 
@@ -174,6 +177,20 @@ def _locked(folder: Path) -> Iterator[None]:
     """Creates `folder` and holds its lock. `OSError` where that is impossible, `filelock.Timeout` among them."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
+        yield
+
+
+@contextmanager
+def calibrating() -> Iterator[None]:
+    """Waits while another thread or process calibrates, as side by side they would time each other.
+
+    Not where the cache cannot be written, which `save` warns of, nor longer than `CALIBRATION_TIMEOUT_S`.
+    """
+    folder = directory()
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / ".calibrating.lock", timeout=CALIBRATION_TIMEOUT_S))
         yield
 
 
