@@ -89,9 +89,9 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
         "- the cost model of each row was trained without the network's convolutions",
         f"- medians of {'repeats, up to ' if len(counts) > 1 else ''}{max(counts)} of each row; in brackets the worst",
         "",
-        "Time of the plan's convolutions and layout transforms over that of the plan made by timing everything, both by "
-        "a second table of measured times (`convselect bench --oracle`): less than 1 is noise in the timings that the "
-        "latter was made by. Then the seconds that each way took to choose.",
+        "Time of the plan's convolutions and layout transforms over that of the plan made by timing everything, both "
+        "by a second table of measured times (`convselect bench --oracle`): less than 1 is noise in the timings that "
+        "the latter was made by. Then the seconds that each way took to choose.",
         "",
     ]
     for name, of in sorted(machines.items()):

@@ -63,7 +63,7 @@ def choices_for(
     for problem in distinct:
         able[problem], refusals[problem] = candidates(problem, machine, options.accuracy, left_out)
     samples = calibrated(problems, able, options, machine, timer)
-    choices = Choices(Costs(model_for(machine), samples, machine), bool(samples), refusals=refusals)
+    choices = Choices(Costs(model_for(machine), samples, machine), bool(samples and samples.timings), refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     start = time.perf_counter()

@@ -29,7 +29,7 @@ class Samples:
     seconds: float = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self.timings or self.operators)
+        return bool(self.timings or self.operators or self.seconds)
 
     def add(self, problem: object, primitive: str, threads: int, ms: float) -> None:
         """`problem` is a `ConvProblem` or its text. Raises `ValueError` where `ms` is not positive and finite."""
