@@ -250,6 +250,8 @@ def test_without_a_home_directory_the_samples_last(
     monkeypatch.delenv("CONVSELECT_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_path", home)
     assert store.load(MACHINE) is None
+    with store.calibrating():
+        pass
     with pytest.warns(ConvselectWarning, match="home directory.*CONVSELECT_CACHE"):
         assert names(store.save(MACHINE, samples("a"))) == {"a"}
     with warnings.catch_warnings():
