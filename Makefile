@@ -2,7 +2,8 @@
 # An editable install: a changed Python file needs no step, a changed kernel is compiled again by the next target.
 
 PYTHON ?= python3
-# A plain `torch` may bring gigabytes of CUDA; this version has a CPU build. Override both together.
+# On x86-64 Linux PyPI has these as CUDA builds, which bring gigabytes. pip prefers PyTorch's CPU builds where it sees them:
+# `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo`. Override both versions together.
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 NETWORKS ?= alexnet vgg11 vgg16 googlenet inception_v3 resnet18 resnet50 squeezenet1_1 mobilenet_v2 efficientnet_b0 densenet121
@@ -46,7 +47,7 @@ $(STAMPS)/torch:
 	$(PYTHON) -c 'import sys; sys.exit("convselect needs Python >= 3.10; set PYTHON=" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
-	$(PIP) '$(TORCH)' numpy cmake ninja 'scikit-build-core>=0.10'
+	$(PIP) '$(TORCH)' numpy cmake ninja 'scikit-build-core>=0.11'
 	touch $@
 
 # torchvision's requirement on torch names another build of it, hence --no-deps.

@@ -39,7 +39,7 @@ class Options:
         if not _is_number(self.budget_s) or not 0 <= self.budget_s < math.inf:
             raise ValueError(f"budget_s is {self.budget_s!r}, must be a number of seconds, 0 or more")
         if self.memory_mb is not None and (not _is_number(self.memory_mb) or not self.memory_mb >= 0):
-            raise ValueError(f"memory_mb is {self.memory_mb!r}, must be None or a number of megabytes, 0 or more")
+            raise ValueError(f"memory_mb is {self.memory_mb!r}, must be None or a number of MiB, 0 or more")
         if not isinstance(self.strict, bool):
             raise ValueError(f"strict is {self.strict!r}, must be True or False")
 
@@ -49,6 +49,8 @@ class Options:
         options = dict(options or {})
         names = [field.name for field in fields(cls)]
         for key in options:
+            if key == "dynamic":
+                raise ValueError("dynamic is an argument of torch.compile itself, not one of the backend's options")
             if key not in names:
                 near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
                 raise ValueError(

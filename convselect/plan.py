@@ -1,4 +1,4 @@
-"""`Plan`: what was chosen for one graph, and why. Plain data; prints, saves and loads as JSON."""
+"""`Plan`: what was chosen for one graph, and why. Plain data, which `to_json` writes."""
 
 from __future__ import annotations
 
@@ -92,18 +92,6 @@ class Plan:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        data: dict[str, Any] = json.loads(text)
-        data["layers"] = tuple(map(_layer, data["layers"]))
-        data["transforms"] = tuple(
-            TransformPlan(**{**t, "consumers": tuple(t["consumers"]), "shape": tuple(t["shape"])})
-            for t in data["transforms"]
-        )
-        data["operators"] = tuple(OperatorPlan(**operator) for operator in data["operators"])
-        data["edges"] = tuple((a, b) for a, b in data["edges"])
-        return cls(**data)
-
 
 def merged(plans: Sequence[Plan]) -> Plan:
     """One plan for a model that capture has split into several graphs, one after the other."""
@@ -115,8 +103,3 @@ def merged(plans: Sequence[Plan]) -> Plan:
     for name in ("total_predicted_ms", "gap_ms", "select_ms"):
         changes[name] = sum(getattr(plan, name) for plan in plans)
     return replace(plans[0], **changes)
-
-
-def _layer(data: dict[str, Any]) -> LayerPlan:
-    interval = data["interval_ms"]
-    return LayerPlan(**data | {"interval_ms": None if interval is None else tuple(interval)})

@@ -273,7 +273,7 @@ def test_a_slow_spell_does_not_favour_what_was_not_timed(model: CostModel) -> No
     samples = Samples()
     for (name, _), ms in zip(half, before[::2], strict=True):
         samples.add(target, name, 2, 1.4 * float(ms))
-    shift = Costs(at_home, samples, machine(threads=2)).primitives_ms([target], CANDIDATES)[0] / before
+    shift = Costs(at_home, samples, machine(threads=2)).predict([target], CANDIDATES)[0][0] / before
     assert shift[::2].max() / shift[1::2].min() < 1.1
 
 
@@ -290,8 +290,7 @@ def test_a_timing_and_the_prediction_together(model: CostModel) -> None:
             for j, (name, _) in enumerate(CANDIDATES):
                 samples.add(problem, name, 2, float(before[i, j]) * (factor if i == j == 0 else 1.0))
         adapted = Costs(model, samples, machine(threads=2))
-        assert adapted.measured_ms(target[0], CANDIDATES[0][0]) == before[0, 0] * factor
-        return float(adapted.primitives_ms(target, CANDIDATES)[0, 0] / before[0, 0])
+        return float(adapted.predict(target, CANDIDATES)[0][0, 0] / before[0, 0])
 
     assert ratio(2.0, at_home) < 1.3
     assert ratio(0.5, at_home) < 0.95
@@ -302,12 +301,8 @@ def test_a_timing_and_the_prediction_together(model: CostModel) -> None:
 def test_a_timing_is_of_its_number_of_threads(model: CostModel) -> None:
     some, samples = problems(3), Samples()
     samples.add(some[1], "direct_nhwc", 2, 123.0)
-    samples.add(some[1], "direct_nhwc", 2, 125.0)
-    adapted, other = (Costs(model, samples, machine(threads=threads)) for threads in (2, 1))
-    assert adapted.measured_ms(some[1], "direct_nhwc") == 123.0
-    assert adapted.measured_ms(some[0], "direct_nhwc") is None
-    assert other.measured_ms(some[1], "direct_nhwc") is None
-    assert adapted.uncertainty(some, CANDIDATES)[1, 1] < adapted.uncertainty(some, CANDIDATES)[0, 1]
+    std, other = (Costs(model, samples, machine(threads=threads)).predict(some, CANDIDATES)[1] for threads in (2, 1))
+    assert std[1, 1] < 0.5 * min(std[0, 1], other[1, 1])
 
 
 def test_a_sampled_primitive_that_the_model_lacks_learns_its_own_offset(model: CostModel) -> None:
@@ -316,20 +311,20 @@ def test_a_sampled_primitive_that_the_model_lacks_learns_its_own_offset(model: C
         samples.add(problem, "direct_blocked", 1, 5 * true_ms(problem, "direct_nhwc", 1))
         samples.add(problem, "direct_nhwc", 1, true_ms(problem, "direct_nhwc", 1))
     some = problems(20, seed=11)
-    found = Costs(model, samples, machine()).primitives_ms(
-        some, [("direct_blocked", "direct"), ("direct_nhwc", "direct")]
-    )
+    candidates = [("direct_blocked", "direct"), ("direct_nhwc", "direct")]
+    found, _ = Costs(model, samples, machine()).predict(some, candidates)
     assert np.median(found[:, 0] / found[:, 1]) == pytest.approx(5, rel=0.2)
 
 
 def test_without_samples_the_model_is_as_it_is(model: CostModel) -> None:
     some = problems(10)
     adapted = Costs(model, None, machine())
-    np.testing.assert_allclose(adapted.primitives_ms(some, CANDIDATES), model.predict(some, CANDIDATES, 1), rtol=1e-12)
-    assert (adapted.uncertainty(some, CANDIDATES) > 0.5).all()
+    ms, std = adapted.predict(some, CANDIDATES)
+    np.testing.assert_allclose(ms, model.predict(some, CANDIDATES, 1), rtol=1e-12)
+    assert (std > 0.5).all()
     at_home = CostModel(model.primitives, model.families, model.layers, model.statistics, model.operators,
                         {"machines": [str(machine())]})  # fmt: skip
-    assert (Costs(at_home, None, machine()).uncertainty(some, CANDIDATES[:4]) < 0.15).all()
+    assert (Costs(at_home, None, machine()).predict(some, CANDIDATES[:4])[1] < 0.15).all()
     assert adapted.with_samples(sampled(dict.fromkeys(("direct", "im2col", "im2row", "winograd"), 2.0), 5, 1)).samples
 
 

@@ -160,7 +160,7 @@ def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.Monk
     timer = GpuTimer(machine("float32"), torch.float32, FakeDevice(log))
     before = Costs(model_for(timer.machine), None, timer.machine)
     candidates = [(q.name, q.name.split("_")[0]) for q in named]
-    assert (before.uncertainty(problems, candidates) > 0.5).all()
+    assert (before.predict(problems, candidates)[1] > 0.5).all()
     samples = calibration.calibrate(
         2.0, problems=problems[:2], able=dict.fromkeys(problems, named), timer=timer, progress=False
     )
@@ -170,9 +170,10 @@ def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.Monk
     assert store.load(machine("float16")) is None
     after = before.with_samples(samples)
     letters = np.array([[len(q.name) for q in named]] * 3)
-    errors = [np.abs(np.log(costs.primitives_ms(problems, candidates) / letters)) for costs in (before, after)]
+    (ms, std), (after_ms, after_std) = (costs.predict(problems, candidates) for costs in (before, after))
+    errors = [np.abs(np.log(times / letters)) for times in (ms, after_ms)]
     assert errors[1].max() < 0.5 < errors[0].min()
-    assert (after.uncertainty(problems, candidates) < before.uncertainty(problems, candidates)).all()
+    assert (after_std < std).all()
 
 
 def test_calls_cover_the_l2() -> None:

@@ -103,3 +103,12 @@ def test_as_shipped(isa: str) -> None:
 def test_under_sanitizers(isa: str) -> None:
     program = build("sanitized", f"-DCMAKE_CXX_FLAGS={SANITIZERS}", "-DCONVSELECT_OPTIMIZATION=-O1")
     check([program], small(CORNERS + RANDOM[:100], 300_000), isa, **SANITIZER_OPTIONS)
+
+
+def test_an_unknown_instruction_set_is_told_those_of_this_build() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import convselect.kernels; convselect.kernels.isa()"],
+        env={**os.environ, "CONVSELECT_ISA": "sse"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode
+    assert f"CONVSELECT_ISA is 'sse', must be one of {', '.join(ISAS)}\n" in done.stderr

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import convselect
+from convselect.options import Options
 
 X = torch.zeros(2, 8, 16, 16)
 
@@ -24,7 +25,7 @@ def block() -> nn.Sequential:
         ({"select": "fast"}, ["fast", "measure"]),
         ({"calibrate": True}, ["True", "always"]),
         ({"budget_s": -1}, ["-1", "0 or more"]),
-        ({"memory_mb": "much"}, ["much", "megabytes"]),
+        ({"memory_mb": "much"}, ["much", "MiB"]),
         ({"remainder": "jit"}, ["jit", "inductor"]),
         ({"cuda_graphs": "always"}, ["always", "never"]),
         ({"strict": "yes"}, ["yes", "True or False"]),
@@ -40,6 +41,11 @@ def test_an_unknown_option_names_the_nearest() -> None:
     fast = torch.compile(block(), backend="convselect", options={"acuracy": "fast"})
     with torch.inference_mode(), pytest.raises(Exception, match=r"unknown option 'acuracy'.*'accuracy'"):
         fast(X)
+
+
+def test_dynamic_is_torch_compiles_own() -> None:
+    with pytest.raises(ValueError, match=r"dynamic is an argument of torch\.compile itself"):
+        Options.of({"dynamic": True})
 
 
 @pytest.mark.parametrize("thing", [3, "resnet18", torch.relu, nn.Conv2d])

@@ -9,9 +9,12 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from convselect.costs import Samples, store
 from convselect.errors import ConvselectWarning
@@ -104,12 +107,31 @@ def test_any_damage_is_a_miss(folder: Path, suffix: str, damage: str) -> None:
     assert store.verify() == []
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '"x"', "{}", '{"schema": 1}', "null"])
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '"x"', "{}", '{"schema": 1}', "null", pytest.param("[" * 100_000, id="deep")]
+)
 def test_json_that_is_no_record_is_a_miss(folder: Path, text: str) -> None:
     store.save(MACHINE, samples("a"))
     (folder / f"{MACHINE.fingerprint}.json").write_text(text)
     assert store.load(MACHINE) is None
     assert len(store.verify()) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sha256", "a\0"), ("sha256", "../../x"), ("sha256", None), ("timings", "x"), ("operators", None), ("machine", 3),
+     ("saved", {})],
+)  # fmt: skip
+def test_a_field_that_is_none_is_a_miss(folder: Path, field: str, value: object) -> None:
+    """Even where the JSON is made to match its hash."""
+    store.save(MACHINE, samples("a"))
+    path = folder / f"{MACHINE.fingerprint}.json"
+    record = {**json.loads(path.read_text()), field: value}
+    path.write_text(json.dumps({**record, "check": store._check(record)}))
+    assert store.load(MACHINE) is None
+    (entry,) = store.entries()
+    assert field in str(entry.damage)
+    assert (entry.timings, entry.operators, entry.machine) == (0, 0, "")
 
 
 def test_another_schema_is_a_miss(folder: Path) -> None:
@@ -121,12 +143,26 @@ def test_another_schema_is_a_miss(folder: Path) -> None:
     assert "schema" in str(store.entries()[0].damage)
 
 
+@pytest.mark.parametrize("names", ['[3, "to_nhwc"]', '{"0": 1}', '"ab"', pytest.param("[" * 100_000, id="deep")])
+def test_names_that_are_none_are_a_miss(folder: Path, names: str) -> None:
+    store.save(MACHINE, samples("a"))
+    path = folder / f"{MACHINE.fingerprint}.json"
+    record = json.loads(path.read_text())
+    tensors = safetensors.numpy.load(store._data_path(path, record["sha256"]).read_bytes())
+    data = safetensors.numpy.save({**tensors, "names": np.frombuffer(names.encode(), dtype=np.uint8)})
+    record["sha256"] = hashlib.sha256(data).hexdigest()
+    store._data_path(path, record["sha256"]).write_bytes(data)
+    path.write_text(json.dumps({**record, "check": store._check(record)}))
+    assert store.load(MACHINE) is None
+    assert len(store.verify()) == 1
+
+
 def test_data_with_a_right_hash_but_no_timings_is_a_miss(folder: Path) -> None:
     store.save(MACHINE, samples("a"))
     path = folder / f"{MACHINE.fingerprint}.json"
     record = json.loads(path.read_text())
-    (folder / record["data"]).write_bytes(b"nothing")
     record["sha256"] = hashlib.sha256(b"nothing").hexdigest()
+    store._data_path(path, record["sha256"]).write_bytes(b"nothing")
     path.write_text(json.dumps({**record, "check": store._check(record)}))
     assert store.load(MACHINE) is None
     assert len(store.verify()) == 1
@@ -200,3 +236,28 @@ def test_entries_and_clear(folder: Path) -> None:
 def test_the_directory_is_the_users_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVSELECT_CACHE")
     assert store.directory().name == "convselect"
+
+
+def _raise(name: str) -> Path:
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("home", [_raise, Path("~/.cache").joinpath], ids=["raises", "relative"])
+def test_without_a_home_directory_the_samples_last(
+    home: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No HOME and no user in passwd, or a relative HOME: what recent and older platformdirs make of it."""
+    monkeypatch.delenv("CONVSELECT_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", home)
+    assert store.load(MACHINE) is None
+    with store.calibrating():
+        pass
+    with pytest.warns(ConvselectWarning, match="home directory.*CONVSELECT_CACHE"):
+        assert names(store.save(MACHINE, samples("a"))) == {"a"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names(store.save(MACHINE, samples("b"))) == {"a", "b"}
+    assert names(store.load(MACHINE)) == {"a", "b"}
+    assert store.entries() == []
+    assert store.clear() == 0
+    assert store.load(MACHINE) is None

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -67,10 +68,8 @@ def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, torch.Te
 
     Deterministic in `seed`; the weights do not depend on the batch.
     """
+    check(name)
     models = torchvision_models()
-    names = models.list_models(module=models)
-    if name not in names:
-        raise unknown_choice("network", name, names)
     # These two would draw their weights from scipy's truncated normal, in seconds; they are drawn below anyway.
     arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = models.get_model(name, weights=None, **arguments)
@@ -87,6 +86,18 @@ def convolution_flops(model: nn.Module, x: torch.Tensor) -> int:
     return int(counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0))
 
 
+def check(target: str, shape: str | None = None) -> None:
+    """Raises the `ValueError` or `ModuleNotFoundError` that `load` would, as far as one can tell without building."""
+    if shape is not None:
+        parse_shape(shape)
+        factory_of(target)
+        return
+    models = torchvision_models()
+    names = models.list_models(module=models)
+    if target not in names:
+        raise unknown_choice("network", target, names)
+
+
 def load(target: str, shape: str | None = None, batch: int = 1) -> tuple[nn.Module, torch.Tensor]:
     """torchvision's network `target`; or, if the `shape` of an input is given, the one that MODULE:FACTORY makes."""
     if shape is None:
@@ -94,8 +105,8 @@ def load(target: str, shape: str | None = None, batch: int = 1) -> tuple[nn.Modu
     return from_factory(target), torch.randn(parse_shape(shape), generator=torch.Generator().manual_seed(0))
 
 
-def from_factory(target: str) -> nn.Module:
-    """The module that MODULE:FACTORY returns, in eval mode, with its own weights."""
+def factory_of(target: str) -> Callable[[], object]:
+    """What MODULE:FACTORY names."""
     module_name, _, factory_name = target.partition(":")
     if not module_name or not factory_name:
         raise ValueError(f"{target!r} must read MODULE:FACTORY, such as torchvision.models:resnet18")
@@ -105,10 +116,15 @@ def from_factory(target: str) -> nn.Module:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{target!r}: {error}") from error
-    factory = getattr(module, factory_name, None)
+    factory: object = getattr(module, factory_name, None)
     if not callable(factory):
         raise ValueError(f"{target!r}: {module_name} has no callable named {factory_name!r}")
-    model = factory()
+    return factory
+
+
+def from_factory(target: str) -> nn.Module:
+    """The module that MODULE:FACTORY returns, in eval mode, with its own weights."""
+    model = factory_of(target)()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{target!r} returned {type(model).__name__}, must return a torch.nn.Module")
     return model.eval()

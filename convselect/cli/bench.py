@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from convselect.cli.checks import check_model, out_file, usage_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,14 +54,9 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Keep the files made for the peers in this folder, and use them again.",
 )
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
-@click.option(
-    "--markdown",
-    "markdown_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the page with the table here.",
-)
-@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG here.")
+@out_file("--json", "json_path", help="Write the results here.")
+@out_file("--markdown", "markdown_path", help="Write the page with the table here.")
+@out_file("--plot", "plot_path", help="Write a PNG here.")
 def bench(
     nets: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
     without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
@@ -75,61 +73,72 @@ def bench(
     from convselect import machine
     from convselect.bench import networks
     from convselect.bench.peak import gemm_gflops
-    from convselect.bench.report import Report, Row, page
+    from convselect.bench.report import Report, Row
     from convselect.bench.runner import Protocol, compare, pin_threads
     from convselect.cli.oracle import run as judge_plans
+    from convselect.options import Options
 
     if model is None and not nets:
         raise click.UsageError("name a network, or give --model")
     check_model(model, shape)
     if weights and not oracle:
         raise click.UsageError("--weights goes with --oracle")
+    if oracle and (markdown_path or plot_path):
+        raise click.UsageError("--markdown and --plot do not go with --oracle")
+    if oracle and budget_s == 0:
+        raise click.UsageError("--oracle calibrates, so --budget-s must be more than 0")
+    jobs: list[tuple[str, str | None]] = [*((net, None) for net in nets), *([(model, shape)] if model else [])]
     options = {"accuracy": accuracy, "calibrate": calibrate, "select": select, "remainder": remainder}
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
+    with usage_errors():
         pin_threads(threads)
-        if oracle:
-            jobs_of = [(net, None) for net in nets] + ([(model, shape)] if model else [])
-            judge_plans(console, jobs_of, batch, accuracy, 2.0 if budget_s is None else budget_s, weights, json_path)
-            return
+        Options.of(options)
         peers = chosen_peers(against, None if without_convselect else options)
-        jobs = list(nets) + ([model] if model else [])
-        protocol = Protocol(rounds=rounds, budget_s=budget_s)
-        command = shlex.join(["convselect", *sys.argv[1:]])
-        labels = {peer.name: peer.label for peer in peers}
-        report = Report.begin(machine.cpu(), batch, command, protocol, labels)
-        report.peak_gflops = gemm_gflops()
-        for index, job in enumerate(jobs):
-            with console.status(f"{job}: building") as status:
+        for name, sizes in jobs:
+            networks.check(name, sizes)
+    if plot_path and importlib.util.find_spec("matplotlib") is None:
+        raise click.ClickException("--plot needs matplotlib, which is not installed: `pip install matplotlib`")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if oracle:
+        judge_plans(console, jobs, batch, accuracy, 2.0 if budget_s is None else budget_s, weights, json_path)
+        return
+    protocol = Protocol(rounds=rounds, budget_s=budget_s)
+    command = shlex.join(["convselect", *sys.argv[1:]])
+    labels = {peer.name: peer.label for peer in peers}
+    report = Report.begin(machine.cpu(), batch, command, protocol, labels)
+    report.peak_gflops = gemm_gflops()
+    try:
+        for index, (name, sizes) in enumerate(jobs):
+            with console.status(f"{name}: building") as status:
 
-                def tell(text: str, job: str = job, index: int = index) -> None:
-                    status.update(f"{job} ({index + 1} of {len(jobs)}): {text}")
+                def tell(text: str, name: str = name, index: int = index) -> None:
+                    status.update(f"{name} ({index + 1} of {len(jobs)}): {text}")
 
-                network, x = networks.load(job, shape if job == model else None, batch)
+                network, x = networks.load(name, sizes, batch)
                 results = compare(network, x, peers, protocol, tell, exports)
-            report.rows.append(Row(job, tuple(x.shape), results, networks.convolution_flops(network, x)))
+            report.rows.append(Row(name, tuple(x.shape), results, networks.convolution_flops(network, x)))
             if json_path:
                 json_path.write_text(report.to_json() + "\n")
             times = [
                 f"{labels[r.peer]} {r.median_ms:.2f} ms" if r.median_ms is not None else f"{labels[r.peer]} -"
                 for r in results
             ]
-            console.print(f"[bold]{job}[/]: {', '.join(times)}", highlight=False)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+            console.print(f"[bold]{name}[/]: {', '.join(times)}", highlight=False)
+    finally:  # what was timed is not lost to an error in a later network
+        if report.rows:
+            show(console, report, markdown_path, plot_path)
+
+
+def show(console: Console, report: Report, markdown_path: Path | None, plot_path: Path | None) -> None:
+    """The table of what was timed, on the console and where it is asked for."""
+    from convselect.bench.report import page
+
     print_table(console, report)
+    if markdown_path:
+        markdown_path.write_text(page([report], plot_path.name if plot_path else None))
     if plot_path:
         from convselect.bench.plot import plot
 
         plot([report], plot_path)
-    if markdown_path:
-        markdown_path.write_text(page([report], plot_path.name if plot_path else None))
-
-
-def check_model(model: str | None, shape: str | None) -> None:
-    """Raises a usage error unless a network of the user's own and the shape of its input are given together."""
-    if (model is None) != (shape is None):
-        raise click.UsageError("--model and --input go together")
 
 
 def chosen_peers(names: str, options: dict[str, str] | None) -> list[Peer]:

@@ -15,7 +15,10 @@ def path_() -> None:
     """Print the folder."""
     from convselect.costs import store
 
-    click.echo(store.directory())
+    folder = store.directory()
+    if folder is None:
+        raise click.ClickException("the user has no home directory; set CONVSELECT_CACHE to the folder to use")
+    click.echo(folder)
 
 
 @cache.command("list")
@@ -52,4 +55,7 @@ def clear() -> None:
     """Remove all entries."""
     from convselect.costs import store
 
-    click.echo(f"removed: {store.clear()}")
+    try:
+        click.echo(f"removed: {store.clear()}")
+    except OSError as error:
+        raise click.ClickException(str(error)) from error

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from convselect.cli.checks import out_file, usage_errors
+
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="torch's own number otherwise.")
 @click.option("--rounds", default=8, show_default=True, type=click.IntRange(min=1), help="Interleaved rounds.")
-@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here.")
+@out_file("--html", "html_path", help="Write the page here.")
 def demo(threads: int | None, rounds: int, html_path: Path | None) -> None:
     """Compile ResNet-18 at 1x3x224x224 and compare it with eager and with Inductor."""
     from rich.console import Console
@@ -27,12 +29,11 @@ def demo(threads: int | None, rounds: int, html_path: Path | None) -> None:
     from convselect.bench.runner import Protocol, compare, pin_threads
     from convselect.cli.bench import print_table
 
-    try:
+    with usage_errors():
         if threads is not None:
             pin_threads(threads)
-        model, x = networks.build("resnet18")
-    except (ValueError, ModuleNotFoundError) as error:
-        raise click.ClickException(str(error)) from error
+        networks.check("resnet18")
+    model, x = networks.build("resnet18")
     here = machine.cpu()
     console.print(f"   machine: {here}\n")
 

@@ -85,7 +85,9 @@ def _store(fingerprint: str) -> list[Finding]:
         calibration = Finding("calibration", f"damaged, the next call makes another: {here.damage}", False)
     else:
         calibration = Finding("calibration", f"{here.timings} timings, {here.saved} ({fingerprint})")
-    return [calibration, Finding("cache folder", str(store.directory()))]
+    folder = store.directory()
+    found = "none: the user has no home directory; set CONVSELECT_CACHE" if folder is None else str(folder)
+    return [calibration, Finding("cache folder", found, folder is not None)]
 
 
 def _gpu() -> Finding:

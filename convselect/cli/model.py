@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from convselect.cli.checks import out_file, usage_errors
+
 _DEVICE = click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 
 
@@ -21,14 +23,12 @@ def calibrate(budget_s: float, threads: int | None, device: str) -> None:
 
     if threads is not None:
         pin_threads(threads)
-    try:
+    with usage_errors():
         convselect.calibrate(budget_s=budget_s, device=device)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
 
 
 @click.command()
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The Parquet table.")
+@out_file("--out", required=True, help="The Parquet table.")
 @click.option(
     "--shapes",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -53,27 +53,23 @@ def profile(
     from convselect import profiling
     from convselect.gpu_timing import GpuTimer
 
-    try:
+    with usage_errors():
         problems = profiling.read_problems(shapes) if shapes else None
         timer = GpuTimer.here(getattr(torch, dtype)) if device == "cuda" else None
         done = profiling.profile(out, problems, timer=timer, threads=threads, budget_s=budget_s)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     rest = "complete" if done.complete else "not complete: run it again to go on"
     click.echo(f"{out}: {done.timings} timings of {done.problems} problems in {done.seconds:.0f} s, {rest}")
 
 
 @click.command()
 @click.argument("tables", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The safetensors file.")
+@out_file("--out", required=True, help="The safetensors file.")
 def train(tables: tuple[Path, ...], out: Path) -> None:
     """Fit the cost model to profile tables."""
     from convselect import profiling
     from convselect.costs.train import train as fit
 
     operators = [path for table in tables if (path := profiling.operators_path(table)).exists()]
-    try:
+    with usage_errors():
         model = fit(tables, operators=operators, out=out)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     click.echo(json.dumps(model.info, indent=1))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convselect.cli.checks import usage_errors
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,25 +29,29 @@ def run(
     from convselect.options import Options
 
     here = machine.cpu()
-    options, cost_model = Options(accuracy=accuracy, budget_s=budget_s), CostModel.load(weights or shipped(here))
+    with usage_errors():
+        options, cost_model = Options(accuracy=accuracy, budget_s=budget_s), CostModel.load(weights or shipped(here))
     verdicts: list[Verdict] = []
-    for job, shape in jobs:
-        with console.status(f"{job}: building") as status:
-            model, x = networks.load(job, shape, batch)
+    try:
+        for job, shape in jobs:
+            with console.status(f"{job}: building") as status:
+                model, x = networks.load(job, shape, batch)
 
-            def tell(text: str, job: str = job) -> None:
-                status.update(f"{job}: {text}")
+                def tell(text: str, job: str = job) -> None:
+                    status.update(f"{job}: {text}")
 
-            verdicts.append(judge(job, model, x, options, cost_model, tell))
-        if json_path:
-            record = {
-                "machine": str(here), "threads": here.threads, "batch": batch, "accuracy": accuracy,
-                "budget_s": budget_s, "weights": None if weights is None else weights.name,
-                "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-                "networks": [verdict.to_dict() for verdict in verdicts],
-            }  # fmt: skip
-            json_path.write_text(json.dumps(record, indent=1) + "\n")
-    print_verdicts(console, verdicts, f"{here}, {here.threads} threads, batch {batch}")
+                verdicts.append(judge(job, model, x, options, cost_model, tell))
+            if json_path:
+                record = {
+                    "machine": str(here), "threads": here.threads, "batch": batch, "accuracy": accuracy,
+                    "budget_s": budget_s, "weights": None if weights is None else weights.name,
+                    "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+                    "networks": [verdict.to_dict() for verdict in verdicts],
+                }  # fmt: skip
+                json_path.write_text(json.dumps(record, indent=1) + "\n")
+    finally:  # what was judged is not lost to an error in a later network
+        if verdicts:
+            print_verdicts(console, verdicts, f"{here}, {here.threads} threads, batch {batch}")
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict], where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from convselect.cli.bench import check_model
+from convselect.cli.checks import check_model, out_file, usage_errors
 
 
 @click.command()
@@ -18,8 +18,8 @@ from convselect.cli.bench import check_model
 @click.option("--accuracy", default="default", show_default=True, help="strict, default or fast.")
 @click.option("--calibrate", default="auto", show_default=True, help="auto, always or never.")
 @click.option("--select", default="model", show_default=True, help="model, measure or model+verify.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path))
+@out_file("--json", "json_path", help="Write the plan here.")
+@out_file("--html", "html_path", help="Write the page here.")
 def explain(
     network: str | None, model: str | None, shape: str | None, batch: int, threads: int | None, accuracy: str,
     calibrate: str, select: str, json_path: Path | None, html_path: Path | None,
@@ -30,17 +30,19 @@ def explain(
     import convselect
     from convselect.bench import networks
     from convselect.bench.runner import pin_threads
+    from convselect.options import Options
 
     if (network is None) == (model is None):
         raise click.UsageError("give either a network of torchvision or --model")
     check_model(model, shape)
-    try:
+    target = network or model or ""
+    with usage_errors():
         if threads is not None:
             pin_threads(threads)
-        module, x = networks.load(network or model or "", shape, batch)
-        fast = convselect.compile(module, accuracy=accuracy, calibrate=calibrate, select=select)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        Options(accuracy=accuracy, calibrate=calibrate, select=select)
+        networks.check(target, shape)
+    module, x = networks.load(target, shape, batch)
+    fast = convselect.compile(module, accuracy=accuracy, calibrate=calibrate, select=select)
     with torch.inference_mode():
         explanation = convselect.explain(fast, x)
     click.echo(explanation)
@@ -63,10 +65,8 @@ def primitives(device: str, problem: str | None) -> None:
     from convselect import machine
     from convselect.problem import ConvProblem
 
-    try:
+    with usage_errors():
         asked = ConvProblem.parse(problem) if problem else None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     table = Table(box=None, pad_edge=False)
     for head in ("primitive", "family", "layouts", "accuracy", "error bound", *(["this problem"] if asked else [])):
         table.add_column(head, overflow="fold")

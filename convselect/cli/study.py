@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
 
+from convselect.cli.checks import out_file, usage_errors
+
 _TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class _Counts(click.ParamType[tuple[int, ...]]):
-    name = "N,N,..."
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            counts = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            counts = (-1,)
-        if min(counts) < 0:
-            self.fail(f"{value!r} is not a list of numbers such as 0,5,25", param, ctx)
-        return counts
+def _counts(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, ...]:
+    """ "0,5,25" -> (0, 5, 25)."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,5,25", ctx, param)
+    return tuple(int(part) for part in text.split(","))
 
 
 @click.command("transfer-eval")
 @click.option("--source", required=True, type=_TABLE, help="Profile table of the machine that is known.")
 @click.option("--target", required=True, type=_TABLE, help="Profile table of the machine to adapt to.")
 @click.option(
-    "--samples", default="0,5,25,125", show_default=True, type=_Counts(), help="Problems timed on the target."
-)
+    "--samples", default="0,5,25,125", show_default=True, callback=_counts, metavar="N,N,...",
+    help="Problems timed on the target.",
+)  # fmt: skip
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Draws of the samples.")
 @click.option(
     "--holdout", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Part of the (ic, oc, ih) groups to judge by.",
 )  # fmt: skip
-@click.option("--json", "out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The rows.")
+@out_file("--json", "out", required=True, help="The rows.")
 def transfer_eval(
     source: Path, target: Path, samples: tuple[int, ...], repeats: int, holdout: float, out: Path
 ) -> None:
@@ -46,10 +42,8 @@ def transfer_eval(
 
     from convselect.study.evaluate import evaluate, summary
 
-    try:
+    with usage_errors():
         rows = evaluate(source, target, samples=samples, repeats=repeats, holdout=holdout)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     out.write_text(json.dumps(rows, indent=1))
     table = Table("method", "samples", "MdRAE", "slowdown, total", "slowdown, geomean", "in the 90% interval")
     for method, count, values in summary(rows):

@@ -39,24 +39,13 @@ class Costs:
         return Costs(self.model, self.samples.merged(samples), self.machine)
 
     def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate]) -> tuple[Array, Array]:
-        """`primitives_ms` and `uncertainty` in one pass."""
+        """Milliseconds, and the standard deviations of their logs, both f64 [n, len(candidates)].
+
+        candidates: (primitive, family), whether or not a primitive can run the problem. What was timed is as the
+        prediction and the timing together make it.
+        """
         mean, std = self._adapted.log_predict(problems, candidates, self.machine.threads)
         return np.exp(mean), std
-
-    def primitives_ms(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate]) -> Array:
-        """Milliseconds, f64 [n, len(candidates)], whether or not a primitive can run the problem.
-
-        candidates: (primitive, family). What `samples` hold of a problem is given as it was timed.
-        """
-        return self.predict(problems, candidates)[0]
-
-    def uncertainty(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate]) -> Array:
-        """Standard deviation of the log of `primitives_ms`, f64 [n, len(candidates)]."""
-        return self.predict(problems, candidates)[1]
-
-    def measured_ms(self, problem: ConvProblem, primitive: str) -> float | None:
-        """What `samples` hold of `primitive` on `problem`; None if it was not timed."""
-        return self._adapted.measured_ms(problem, primitive, self.machine.threads)
 
     def operator_ms(self, key: str, nbytes: float) -> float:
         """Milliseconds of the operator or layout transform `key`, such as "to_nhwc" or "max_pool.nhwc".

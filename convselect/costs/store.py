@@ -1,6 +1,6 @@
 """The calibration cache: what was timed on a machine, kept from run to run.
 
-Two files a machine fingerprint: `F.json` describes and names the data, `F.<sha256, 16 digits>.safetensors` holds it.
+Two files a machine fingerprint: `F.json` describes the data, `F.<its sha256, 16 digits>.safetensors` holds it.
 The data is written first and never changed, then the JSON is replaced: a reader sees the old pair or the new one.
 Both carry a hash, and any damage is a miss.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -33,12 +34,14 @@ from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
 SCHEMA = 2
+_FIELDS = {"machine": str, "saved": str, "timings": int, "operators": int, "sha256": str}
+"""Of the JSON: what is read beside the schema and the check."""
 LOCK_TIMEOUT_S = 20.0
 CALIBRATION_TIMEOUT_S = 60.0
 
-_unsaved: dict[tuple[str, str], Samples] = {}
+_unsaved: dict[tuple[Path | None, str], Samples] = {}
 """(directory, fingerprint) -> what could not be written; it lasts as long as the process."""
-_warned: set[str] = set()
+_warned: set[Path | None] = set()
 _guard = threading.Lock()
 
 T = TypeVar("T")
@@ -62,9 +65,15 @@ class Entry:
     damage: str | None
 
 
-def directory() -> Path:
-    """`CONVSELECT_CACHE`, or the user's cache directory for convselect."""
-    return Path(os.environ.get("CONVSELECT_CACHE") or platformdirs.user_cache_dir("convselect"))
+def directory() -> Path | None:
+    """`CONVSELECT_CACHE`, or the user's cache directory for convselect; None for a user without a home directory."""
+    if chosen := os.environ.get("CONVSELECT_CACHE"):
+        return Path(chosen)
+    try:
+        path = platformdirs.user_cache_path("convselect")
+    except RuntimeError:
+        return None
+    return path if path.is_absolute() else None  # older platformdirs give one that begins with "~"
 
 
 def _encode(samples: Samples) -> bytes:
@@ -94,6 +103,8 @@ def _encode(samples: Samples) -> bytes:
 def _decode(data: bytes) -> Samples:
     t = safetensors.numpy.load(data)
     names = json.loads(t["names"].tobytes())
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("the names are not a list of strings")
     times = np.concatenate([t["ms"], t["operator.ms"]])
     if not (np.isfinite(times) & (times > 0)).all():
         raise ValueError("a time is not positive and finite")
@@ -121,28 +132,37 @@ def _check(record: dict[str, Any]) -> str:
 def _record(path: Path) -> dict[str, Any]:
     """The JSON at `path`. Raises `Damage`; `OSError` where it cannot be read."""
     try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        whole = isinstance(record, dict) and record.get("check") == _check(record)
+    except (ValueError, RecursionError) as error:
         raise Damage(f"{path} is not JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("check") != _check(record):
+    if not whole:
         raise Damage(f"{path} does not match its own hash")
     if record.get("schema") != SCHEMA:
-        raise Damage(f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}")
-    if not {"data", "sha256"} <= record.keys():
-        raise Damage(f"{path} names no data")
+        raise Damage(f"{path} is not of schema {SCHEMA}, which is what this version reads")
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            raise Damage(f"{path} has no {name} that is {kind.__name__}")
+    if not re.fullmatch("[0-9a-f]{64}", record["sha256"]):
+        raise Damage(f"{path} has no sha256 of 64 digits")
     return record
+
+
+def _data_path(path: Path, sha256: str) -> Path:
+    """Of the data with that digest, which the JSON at `path` describes."""
+    return path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
 
 
 def _read(path: Path) -> Samples:
     """The samples that the JSON at `path` names. Raises `Damage`; `OSError` where it cannot be read."""
     record = _record(path)
-    data_path = path.parent / str(record["data"])
+    data_path = _data_path(path, record["sha256"])
     data = data_path.read_bytes()
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise Damage(f"{data_path} does not match the hash in {path.name}")
     try:
         return _decode(data)
-    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise Damage(f"{data_path} does not hold timings: {error!r}") from error
 
 
@@ -154,7 +174,9 @@ def _settled(read: Callable[[], T]) -> T:
         return read()
 
 
-def _on_disk(folder: Path, fingerprint: str) -> Samples | None:
+def _on_disk(folder: Path | None, fingerprint: str) -> Samples | None:
+    if folder is None:
+        return None
     try:
         return _settled(lambda: _read(folder / f"{fingerprint}.json"))
     except (OSError, Damage):
@@ -166,18 +188,20 @@ def load(machine: Machine) -> Samples | None:
     folder = directory()
     stored = _on_disk(folder, machine.fingerprint)
     with _guard:
-        unsaved = _unsaved.get((str(folder), machine.fingerprint))
+        unsaved = _unsaved.get((folder, machine.fingerprint))
     if stored is None or unsaved is None:
         return unsaved if stored is None else stored
     return stored.merged(unsaved)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Creates `folder` and holds its lock. `OSError` where that is impossible, `filelock.Timeout` among them."""
+def _locked(folder: Path | None, name: str = ".lock", timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Path]:
+    """Creates `folder` and holds its lock `name`. `OSError` where that is impossible, `filelock.Timeout` among them."""
+    if folder is None:
+        raise FileNotFoundError("the user has no home directory")
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
-        yield
+    with FileLock(folder / name, timeout=timeout_s):
+        yield folder
 
 
 @contextmanager
@@ -186,11 +210,9 @@ def calibrating() -> Iterator[None]:
 
     Not where the cache cannot be written, which `save` warns of, nor longer than `CALIBRATION_TIMEOUT_S`.
     """
-    folder = directory()
     with ExitStack() as stack:
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(folder / ".calibrating.lock", timeout=CALIBRATION_TIMEOUT_S))
+            stack.enter_context(_locked(directory(), ".calibrating.lock", CALIBRATION_TIMEOUT_S))
         yield
 
 
@@ -212,40 +234,40 @@ def save(machine: Machine, samples: Samples) -> Samples:
     Where the cache cannot be written, the samples last as long as the process, and one `ConvselectWarning` for the
     directory says why.
     """
-    folder, fingerprint = directory(), machine.fingerprint
-    key = str(folder), fingerprint
+    wanted, fingerprint = directory(), machine.fingerprint
+    key = wanted, fingerprint
     with _guard:
         samples = _unsaved.pop(key, Samples()).merged(samples)
     try:
-        with _locked(folder):
+        with _locked(wanted) as folder:
             merged = (_on_disk(folder, fingerprint) or Samples()).merged(samples)
             data = _encode(merged)
             digest = hashlib.sha256(data).hexdigest()
-            name = f"{fingerprint}.{digest[:16]}.safetensors"
             record = {
                 "schema": SCHEMA, "fingerprint": fingerprint, "machine": str(machine), "description": asdict(machine),
                 "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "timings": len(merged.timings), "operators": len(merged.operators), "data": name, "sha256": digest,
+                "timings": len(merged.timings), "operators": len(merged.operators), "sha256": digest,
             }  # fmt: skip
             record["check"] = _check(record)
-            _write(folder / name, data)
-            _write(folder / f"{fingerprint}.json", json.dumps(record, indent=1).encode())
-            for path in folder.glob(f"{fingerprint}.*.safetensors"):
-                if path.name != name:
-                    path.unlink(missing_ok=True)
+            path = folder / f"{fingerprint}.json"
+            _write(_data_path(path, digest), data)
+            _write(path, json.dumps(record, indent=1).encode())
+            for old in set(folder.glob(f"{fingerprint}.*.safetensors")) - {_data_path(path, digest)}:
+                old.unlink(missing_ok=True)
             return merged
     except OSError as error:
         with _guard:
             _unsaved[key] = samples
-            first = str(folder) not in _warned
-            _warned.add(str(folder))
+            first = wanted not in _warned
+            _warned.add(wanted)
         if first:
+            where = "" if wanted is None else f" in {wanted}"
             warnings.warn(
-                f"the calibration cannot be kept in {folder} ({error}); it lasts until this process ends. "
+                f"the calibration cannot be kept{where} ({error}); it lasts until this process ends. "
                 "Set CONVSELECT_CACHE to a directory that can be written",
                 ConvselectWarning, stacklevel=2,
             )  # fmt: skip
-        return (_on_disk(folder, fingerprint) or Samples()).merged(samples)
+        return load(machine) or samples
 
 
 def _entry(path: Path) -> Entry:
@@ -254,20 +276,22 @@ def _entry(path: Path) -> Entry:
     size = 0
     try:
         record = _settled(lambda: _record(path))
-        size = path.stat().st_size + (path.parent / str(record["data"])).stat().st_size
+        size = path.stat().st_size + _data_path(path, record["sha256"]).stat().st_size
         _settled(lambda: _read(path))
     except (OSError, Damage) as error:
         damage = str(error)
     return Entry(
-        path.stem, path, str(record.get("machine", "")), str(record.get("saved", "")),
-        int(record.get("timings", 0)), int(record.get("operators", 0)), size, damage,
+        path.stem, path, record.get("machine", ""), record.get("saved", ""),
+        record.get("timings", 0), record.get("operators", 0), size, damage,
     )  # fmt: skip
 
 
 def entries() -> list[Entry]:
     """All calibrations in the cache, sound or damaged, in order of fingerprint."""
     folder = directory()
-    return [_entry(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    if folder is None or not os.path.isdir(folder):
+        return []
+    return [_entry(path) for path in sorted(folder.glob("*.json"))]
 
 
 def verify() -> list[Entry]:
@@ -282,9 +306,9 @@ def clear() -> int:
     """
     folder = directory()
     with _guard:
-        for key in [key for key in _unsaved if key[0] == str(folder)]:
+        for key in [key for key in _unsaved if key[0] == folder]:
             del _unsaved[key]
-    if not folder.is_dir():
+    if folder is None or not os.path.isdir(folder):
         return 0
     with _locked(folder):
         found = list(folder.glob("*.json"))

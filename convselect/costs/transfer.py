@@ -152,10 +152,6 @@ class Adapted:
                 mean[i], variance[i] = _timed(mean[i], variance[i], np.log(times))
         return mean, np.sqrt(variance.clip(min=_LEAST_STD**2))
 
-    def measured_ms(self, problem: ConvProblem, primitive: str, threads: int) -> float | None:
-        """As it was timed; None if it was not."""
-        return self._measured.get((str(problem), primitive, threads))
-
     def operator_ms(self, key: str, nbytes: float, threads: int) -> float:
         """Time of one call of the operator that reads and writes `nbytes` together."""
         return self.model.operators.ms(key, nbytes, threads) * self._operators.scale(key)

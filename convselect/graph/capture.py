@@ -78,16 +78,15 @@ def static_inputs(graph: Graph, dynamo_placeholders: Sequence[Node]) -> set[Node
     return static
 
 
-def constants(graph: Graph, static: set[Node], extra: tuple[object, ...] = ()) -> set[Node]:
-    """`static` and every node computed from nothing else, by ATen operators without side effects or by `extra`."""
+def constants(graph: Graph, static: set[Node]) -> set[Node]:
+    """`static` and every node computed from nothing else, by operators without side effects."""
     constant = set(static)
     for node in graph.nodes:
         if node.op != "call_function" or not node.all_input_nodes:
             continue
         if not all(source in constant for source in node.all_input_nodes):
             continue
-        pure = not node.is_impure() and not _is_random(node)
-        if pure or node.target in extra:
+        if not node.is_impure() and not _is_random(node):
             constant.add(node)
     return constant
 

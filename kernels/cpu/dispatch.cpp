@@ -36,7 +36,7 @@ struct Build {
 
 }  // namespace
 
-const KernelTable* kernels(Isa* isa, const char** bad) {
+const KernelTable* kernels(Isa* isa, std::string* error) {
   static const char* const cap = std::getenv("CONVSELECT_ISA");
 #if defined(__x86_64__)
   static const Build builds[] = {
@@ -61,7 +61,9 @@ const KernelTable* kernels(Isa* isa, const char** bad) {
       return &build.table();
     }
   }
-  *bad = cap;
+  *error = std::string("CONVSELECT_ISA is '") + cap + "', must be one of";
+  const char* before = " ";
+  for (const Build& build : builds) *error += std::string(before) + build.name, before = ", ";
   return nullptr;
 }
 

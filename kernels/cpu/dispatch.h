@@ -1,4 +1,6 @@
 #pragma once
+#include <string>
+
 #include "kernel.h"
 
 namespace convselect {
@@ -7,7 +9,7 @@ namespace convselect {
 enum class Isa : int { portable, avx2, avx512, neon };
 
 // The best instruction set that the processor has and the environment variable CONVSELECT_ISA allows; fixed at the
-// first call. An unknown value of the variable gives null and sets `bad` to it.
-const KernelTable* kernels(Isa* isa, const char** bad);
+// first call. A value that this build does not know gives null, and an `error` that names those it does.
+const KernelTable* kernels(Isa* isa, std::string* error);
 
 }  // namespace convselect

@@ -30,10 +30,9 @@ struct Loaded {
 const Loaded& loaded() {
   static const Loaded value = [] {
     Loaded found{};
-    const char* bad = nullptr;
-    found.table = convselect::kernels(&found.isa, &bad);
-    STD_TORCH_CHECK(found.table, "CONVSELECT_ISA is '", bad ? bad : "",
-                    "', must be one of avx512, avx2, portable, neon");
+    std::string error;
+    found.table = convselect::kernels(&found.isa, &error);
+    STD_TORCH_CHECK(found.table, error);
     return found;
   }();
   return value;

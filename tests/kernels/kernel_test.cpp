@@ -286,10 +286,10 @@ void pooling(const KernelTable& table) {
 int main() {
   for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) std::signal(signal, crashed);
   Isa isa;
-  const char* bad = nullptr;
-  const KernelTable* table = kernels(&isa, &bad);
+  std::string error;
+  const KernelTable* table = kernels(&isa, &error);
   if (!table) {
-    std::cout << "FAILED CONVSELECT_ISA is " << bad << std::endl;
+    std::cout << "FAILED " << error << std::endl;
     return 1;
   }
   std::cout << NAMES[static_cast<int>(isa)] << std::endl;
