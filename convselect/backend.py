@@ -110,9 +110,10 @@ class Backend:
                 fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
             body = compile_remainder(lowered.module, fake, fakes)
 
-        def uncaptured(reason: str) -> None:
-            compiled.plan = replace(compiled.plan, cuda_graph=f"none, as {reason}")
-            self._fall_back(f"the graph runs without CUDA graphs, as {reason}")
+        def uncaptured(sentence: str) -> None:
+            """Not for `strict`: what is converted runs as planned, only launch by launch."""
+            compiled.plan = replace(compiled.plan, cuda_graph=f"{compiled.plan.cuda_graph}; {sentence}")
+            warnings.warn(sentence, ConvselectWarning, stacklevel=2)
 
         if target.is_gpu and convs:
             reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None

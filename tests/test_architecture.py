@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"kernels", "plan", "progress"}),
     frozenset({"machine", "picture", "data"}),
     frozenset({"primitive", "explanation"}),
-    frozenset({"timing", "pooling", "options"}),
+    frozenset({"timing", "pooling", "options", "streams"}),
     frozenset({"primitives", "costs", "selection", "gpu_timing"}),
     frozenset({"graph", "operator_timing", "study"}),
     frozenset({"profiling", "calibration", "runtime", "cuda_graphs"}),
