@@ -10,7 +10,7 @@ import pytest
 
 from convselect.explanation import Explanation
 from convselect.picture import order
-from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan
+from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan, merged
 from convselect.problem import ConvProblem
 
 
@@ -99,6 +99,18 @@ def test_totals(plan: Plan) -> None:
     assert explanation.transforms == plan.transforms
     measured = explanation.layers_measured_ms
     assert (measured is None) == (plan.layers[0].measured_ms is None)
+
+
+def test_a_plan_of_several_graphs_says_what_each_runs_on(plan: Plan) -> None:
+    """Of those with convolutions: others are planned for the processor."""
+    first = dataclasses.replace(plan, machine="a GPU", fingerprint="1", cuda_graph="captured")
+    empty = dataclasses.replace(plan, layers=(), machine="a processor", cuda_graph="")
+    second = dataclasses.replace(first, cuda_graph="none, as bernoulli draws random numbers")
+    whole = merged([empty, first, second, first])
+    assert (whole.machine, whole.fingerprint) == ("a GPU", "1")
+    assert whole.cuda_graph == "captured; none, as bernoulli draws random numbers"
+    assert len(whole.layers) == 3 * len(plan.layers)
+    assert whole.total_predicted_ms == pytest.approx(3 * plan.total_predicted_ms)
 
 
 def test_json_round_trip(plan: Plan) -> None:
