@@ -77,8 +77,8 @@ class Cuda:
 
     def _recorded(self, graph: Any, run: Callable[[], Sequence[Any]], caller: Any) -> Sequence[Any]:
         pool = torch.cuda.graph_pool_handle() if self._newest is None else self._newest.pool()
-        # cuBLAS would go on with the workspace of the warm-up, which others may have freed (Inductor does). So the graph
-        # takes one from its own pool, and nobody goes on with that one.
+        # cuBLAS would go on with the workspace of the warm-up, which others may have freed (Inductor does). So the
+        # graph takes one from its own pool, and nobody goes on with that one.
         torch._C._cuda_clearCublasWorkspaces()
         try:
             with torch.cuda.graph(graph, pool=pool, stream=self._side, capture_error_mode="thread_local"):
