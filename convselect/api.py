@@ -37,8 +37,8 @@ def compile(
     """A faster `model`, for inference: each convolution calls the primitive that is predicted fastest.
 
     The first call captures the model, selects and builds; call it under `torch.inference_mode()` or
-    `torch.no_grad()`. Weights may change afterwards in any way. Another spatial size of the input compiles again,
-    another batch size does so once.
+    `torch.no_grad()`. Weights may change afterwards in any way, except around autograd (`.data`) on a
+    GPU, which is not seen. Another spatial size of the input compiles again, another batch size does so once.
 
     Args:
         model: a `torch.nn.Module` in eval mode. Its two-dimensional convolutions are converted: float32 ones on a CPU,

@@ -35,7 +35,7 @@ from convselect.graph.memory import assign_within
 from convselect.graph.program import split
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.simplify import simplify
-from convselect.graph.target import Target, target_of
+from convselect.graph.target import Target, devices_of, target_of
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
 from convselect.plan import TransformPlan
@@ -99,7 +99,7 @@ class Backend:
         plan = plan_of(graph, convs, prepared.others, choices, assignment, self.options, select_ms)
 
         prepacks = _prepacks(graph, assignment)
-        fake = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
+        fake = _fake_mode(graph)
         with fake:
             lowered = lower(graph, assignment.chosen, len(prepacks))
         plan = replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
@@ -110,9 +110,10 @@ class Backend:
                 fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
             body = compile_remainder(lowered.module, fake, fakes)
 
-        def uncaptured(reason: str) -> None:
-            compiled.plan = replace(compiled.plan, cuda_graph=f"none, as {reason}")
-            self._fall_back(f"the graph runs without CUDA graphs, as {reason}")
+        def uncaptured(sentence: str) -> None:
+            """Not for `strict`: what is converted runs as planned, only launch by launch."""
+            compiled.plan = replace(compiled.plan, cuda_graph=f"{compiled.plan.cuda_graph}; {sentence}")
+            warnings.warn(sentence, ConvselectWarning, stacklevel=2)
 
         if target.is_gpu and convs:
             reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None
@@ -131,14 +132,15 @@ class Backend:
         others = find_convolutions(gm.graph, set(), reason)
         self._report(others)
         placeholders = gm.graph.find_nodes(op="placeholder")
-        device = next(node.args[0].meta["val"].device for node in (other.node for other in others))
+        device = next((other.node.args[0].meta["val"].device for other in others), None) or devices_of(gm.graph)[0]
+        body = compile_remainder(gm, _fake_mode(gm.graph), []) if self.options.remainder == "inductor" else None
         with gm.graph.inserting_before(placeholders[0]):
             gm.graph.placeholder("packed")  # there are no constants
         nothing = Graph()
         nothing.output(())
         module = GraphModule(gm, gm.graph)
         compiled = CompiledGraph(
-            unconverted_plan(others, self.options, str(device)), module, module,
+            unconverted_plan(others, self.options, str(device)), module, body or module,
             Constants(GraphModule({}, nothing), []), [], range(len(placeholders)),
         )  # fmt: skip
         self._made(compiled)
@@ -198,6 +200,11 @@ def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]
     with torch.inference_mode():
         torch.compile(model, backend=backend)(*inputs)
     return found
+
+
+def _fake_mode(graph: Graph) -> Any:
+    """In which the graph was traced."""
+    return torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes])
 
 
 def _prepacks(graph: Graph, assignment: Assignment) -> list[Prepack | None]:

@@ -18,6 +18,11 @@ class UnconvertedError(RuntimeError):
     """Raised instead of a `ConvselectWarning` when `strict=True`."""
 
 
+def brief(error: Exception) -> str:
+    """Its type and its first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def unknown_choice(what: str, value: object, choices: Iterable[object]) -> ValueError:
     """A `ValueError` that names `value`, the valid `choices` and the nearest of them."""
     names = [str(choice) for choice in choices]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +38,7 @@ class Machine:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over the machine, the versions and the kernels; keys the calibration cache."""
-        parts = [f"{key}={value}" for key, value in sorted(asdict(self).items()) if key != "precision"]
+        parts = [f"{key}={value}" for key, value in sorted(asdict(self).items()) if key not in ("precision", "index")]
         parts += [f"torch={torch.__version__}", f"kernels={self._kernels}", f"dtype={self.precision}"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -52,8 +54,9 @@ class Machine:
 class Gpu(Machine):
     """A GPU: `isa` "sm_90" (NVIDIA's) or "gfx942" (AMD's), `cores` multiprocessors, one "thread".
 
-    `l1d_bytes`: of shared memory that a block may have. Clocks in kHz, 0 where unknown; `driver` and `cudnn` as
-    their libraries count versions; `triton` "" where it is not installed.
+    `l1d_bytes`: of shared memory that a block may have. Clocks in kHz, 0 where unknown; `driver`, of which the CUDA
+    version, and `cudnn` as their libraries count versions; `driver_release` "" where the system does not tell; `triton`
+    "" where it is not installed. `index`: torch's, None for a GPU that need not be there.
     """
 
     clock_khz: int = 0
@@ -63,6 +66,8 @@ class Gpu(Machine):
     driver: int = 0
     cudnn: int = 0
     triton: str = ""
+    driver_release: str = ""
+    index: int | None = None
 
     @property
     def capability(self) -> int:
@@ -122,12 +127,22 @@ def tf32_allowed() -> bool:
     return bool(torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32")
 
 
+@lru_cache(maxsize=1)
 def _triton_version() -> str:
-    """Without importing it."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+    """Without importing it, of whichever distribution has it: nightly ones and those for Windows have other names."""
+    if importlib.util.find_spec("triton") is None:
         return ""
+    names = importlib.metadata.packages_distributions().get("triton", ())
+    return next(map(importlib.metadata.version, names), "unknown")
+
+
+def _driver_release() -> str:
+    """Of NVIDIA's driver, such as "550.54.15"."""
+    try:
+        found = re.search(r"\d+\.[.\d]*\d", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return ""
+    return found[0] if found else ""
 
 
 def _cudnn_version() -> int:
@@ -154,4 +169,5 @@ def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
         clock_khz=known("clock_rate"), memory_clock_khz=known("memory_clock_rate"),
         memory_bus_bits=known("memory_bus_width"), memory_bytes=found.total_memory,
         driver=cuda._cuda_getDriverVersion(), cudnn=_cudnn_version(), triton=_triton_version(),
+        driver_release=_driver_release(), index=device,
     )  # fmt: skip

@@ -94,7 +94,10 @@ class Plan:
 
 
 def merged(plans: Sequence[Plan]) -> Plan:
-    """One plan for a model that capture has split into several graphs, one after the other."""
+    """One plan for a model that capture has split into several graphs, one after the other. Where those with
+    convolutions differ in what holds for a whole graph, it says all of it.
+    """
+    plans = [plan for plan in plans if plan.layers] or plans
 
     def chain(name: str) -> tuple[Any, ...]:
         return tuple(item for plan in plans for item in getattr(plan, name))
@@ -102,4 +105,6 @@ def merged(plans: Sequence[Plan]) -> Plan:
     changes: dict[str, Any] = {name: chain(name) for name in ("layers", "transforms", "operators", "edges")}
     for name in ("total_predicted_ms", "gap_ms", "select_ms"):
         changes[name] = sum(getattr(plan, name) for plan in plans)
+    for name in ("machine", "fingerprint", "cuda_graph"):
+        changes[name] = "; ".join(dict.fromkeys(filter(None, (getattr(plan, name) for plan in plans))))
     return replace(plans[0], **changes)

@@ -11,7 +11,7 @@ import pytest
 
 from convselect.explanation import Explanation
 from convselect.picture import order
-from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan
+from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan, merged
 from convselect.problem import ConvProblem
 
 
@@ -109,6 +109,18 @@ def test_json_holds_the_plan(plan: Plan) -> None:
         interval = None if layer.interval_ms is None else list(layer.interval_ms)
         assert written == vars(layer) | {"interval_ms": interval}
     assert [transform["shape"] for transform in data["transforms"]] == [list(t.shape) for t in plan.transforms]
+
+
+def test_a_plan_of_several_graphs_says_what_each_runs_on(plan: Plan) -> None:
+    """Of those with convolutions: others are planned for the processor."""
+    first = dataclasses.replace(plan, machine="a GPU", fingerprint="1", cuda_graph="captured")
+    empty = dataclasses.replace(plan, layers=(), machine="a processor", cuda_graph="")
+    second = dataclasses.replace(first, cuda_graph="none, as bernoulli draws random numbers")
+    whole = merged([empty, first, second, first])
+    assert (whole.machine, whole.fingerprint) == ("a GPU", "1")
+    assert whole.cuda_graph == "captured; none, as bernoulli draws random numbers"
+    assert len(whole.layers) == 3 * len(plan.layers)
+    assert whole.total_predicted_ms == pytest.approx(3 * plan.total_predicted_ms)
 
 
 def test_order_puts_producers_first() -> None:

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu import TRITON, machine
+from gpu import DEVICE, TRITON, machine
 
 import convselect
 from convselect import machine as machines
 from convselect.machine import PRECISIONS, Gpu
 from convselect.primitive import candidates
+from convselect.primitives.gpu import base
 from convselect.problem import ConvProblem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,38 @@ def test_without_triton_cudnn_is_left() -> None:
     found, refusals = candidates(P, machine(triton=""), "default")
     assert {primitive.family for primitive in found} == {"cudnn"}
     assert all("Triton" in reason for reason in refusals.values())
+
+
+def test_triton_that_cannot_build_is_asked_once_and_only_for_a_gpu_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    asked = []
+
+    def works(device: torch.device) -> bool:
+        asked.append(device)
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr("convselect.kernels.triton.probe.works", works)
+    base._no_launch.cache_clear()
+    try:
+        assert "igemm" in {primitive.family for primitive in candidates(P, machine(), "default")[0]}
+        assert not asked
+        found, refusals = candidates(P, replace(machine(), index=0), "default")
+    finally:
+        base._no_launch.cache_clear()
+    assert {primitive.family for primitive in found} == {"cudnn"}
+    assert refusals["igemm_64x64_nhwc"] == (
+        "it needs Triton, which fails on cuda:0 (RuntimeError: Failed to find C compiler.)"
+    )
+    assert asked == [torch.device("cuda", 0)]
+
+
+def test_the_kernel_that_shows_whether_triton_works() -> None:
+    pytest.importorskip("triton")
+    from convselect.kernels.triton.probe import works
+
+    assert works(DEVICE)
 
 
 def test_an_older_gpu() -> None:
@@ -111,6 +144,18 @@ def test_importing_imports_no_triton_of_ours() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_importing_imports_no_inductor() -> None:
+    """It takes a second, and only `remainder="inductor"` needs it."""
+    script = (
+        "import sys, torch, torch._dynamo.backends.common\n"
+        "before = 'torch._inductor.compile_fx' in sys.modules\n"
+        "import convselect\n"
+        "assert before or 'torch._inductor.compile_fx' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_triton_is_imported_in_functions_only() -> None:
     for path in (ROOT / "convselect").rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
@@ -148,11 +193,42 @@ def test_machine(h200: SimpleNamespace) -> None:
 
 
 def test_fingerprints_differ(h200: SimpleNamespace) -> None:
-    """By precision, driver and the version of Triton; not by when one asks."""
+    """By precision, driver and the version of Triton; not by when one asks, or by which of several alike."""
     here = machines.gpu(0, torch.float16)
     assert here.fingerprint == machines.gpu(0, torch.float16).fingerprint
-    others = [machines.gpu(0, torch.bfloat16), replace(here, driver=13010), replace(here, triton="0")]
-    assert len({here.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert (here.index, machines.gpu(1, torch.float16).index) == (0, 1)
+    assert here.fingerprint == machines.gpu(1, torch.float16).fingerprint
+    others = [
+        machines.gpu(0, torch.bfloat16), replace(here, driver=13010), replace(here, triton="0"),
+        replace(here, driver_release="1.2"),
+    ]  # fmt: skip
+    assert len({here.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: 12.2.0",
+         "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57  Release Build  (root@here)", "575.57"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_release_of_the_driver(text: str, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    assert machines._driver_release() == release
+
+
+def test_triton_of_any_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = machines._triton_version.__wrapped__
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", {"triton-windows": "3.5.0"}.__getitem__)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"triton": ["triton-windows"]})
+    assert version() == "3.5.0"
+    monkeypatch.setattr("importlib.metadata.packages_distributions", dict)
+    assert version() == "unknown"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert version() == ""
 
 
 def test_tf32_only_where_torch_allows_it(h200: SimpleNamespace) -> None:

@@ -11,11 +11,14 @@ from unittest import mock
 import pytest
 import torch
 from gpu import machine
+from test_cuda_graphs import Pretended
 from torch import nn
 from torch.fx import Graph
 
 import convselect
+from convselect import backend
 from convselect.backend import Backend, Prepared, _prepacks, captured
+from convselect.cuda_graphs import CAPTURED
 from convselect.graph.assign import Assignment, OperatorCosts, assign
 from convselect.graph.fold import fold_batch_norm, scale_and_shift
 from convselect.graph.lower import Call, Lowered, ScaleShift, lower, to_layout
@@ -212,6 +215,46 @@ def test_other_devices_stay_with_aten(
         convselect.compile(model, strict=True)(x)
 
 
+@pytest.mark.parametrize(("device", "hip"), [("xpu:0", None), ("cuda:0", "6.4")])
+def test_a_graph_without_convolutions_stays_there_too(
+    device: str, hip: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr("convselect.backend.target_of", partial(moved, device=device))
+    torch._dynamo.reset()
+    model, x = (
+        nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(192, 5)).eval(),
+        torch.randn(2, 3, 8, 8),
+    )
+    fast = convselect.compile(model, strict=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), model(x))
+    (run,) = run_graphs(fast, [x])
+    assert run.graph.plan.machine == device
+    assert not [node for node in run.graph.module.graph.nodes if "convselect" in str(node.target)]
+
+
+def test_inductor_runs_also_what_is_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_remainder(*args: object) -> Callable[..., object]:
+        compiled.append(backend_s_own(*args))
+        return compiled[-1]
+
+    backend_s_own = backend.compile_remainder
+    monkeypatch.setattr(backend, "compile_remainder", compile_remainder)
+    monkeypatch.setattr(backend, "target_of", lambda graph: "nothing is converted in this test")
+    torch._dynamo.reset()
+    model, x = Mixed().eval(), torch.randn(1, 3, 8, 8)
+    fast = convselect.compile(model, remainder="inductor")
+    with torch.inference_mode(), pytest.warns(convselect.ConvselectWarning, match="runs in ATen"):
+        torch.testing.assert_close(fast(x), model(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), model(x))
+    (run,) = run_graphs(fast, [x])
+    assert compiled == [run.graph._body]
+
+
 class Interpreted(Backend):
     """Plans for a GPU and runs them on the CPU, in Triton's interpreter; only those of `family`, where it can run."""
 
@@ -257,6 +300,30 @@ def test_interpreted_networks_agree_with_float64(family: str, channels_last: boo
     layers = [layer for run in run_graphs(fast, [x]) for layer in run.graph.plan.layers]
     assert len(layers) == 4
     assert family == "any" or family in {layer.family for layer in layers}
+
+
+class Graphed(Target):
+    """The CPU, where graphs are captured as on a GPU."""
+
+    is_gpu = True
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels run there: tests/test_gpu_runs.py")
+def test_what_cannot_be_captured_is_told_once_and_stands_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under `strict`, as it is converted."""
+    pytest.importorskip("triton")
+    device = Pretended()
+    device.error = RuntimeError("no memory")
+    monkeypatch.setattr(backend, "Cuda", lambda _: device)
+    monkeypatch.setattr(backend, "target_of", lambda graph: Graphed(torch.device("cpu"), torch.float32))
+    torch._dynamo.reset()
+    model, x = Small().eval(), torch.randn(2, 3, 16, 16)
+    fast = torch.compile(model, backend=Interpreted("any", machine()))
+    with torch.inference_mode(), pytest.warns(convselect.ConvselectWarning, match="inputs of 2x3x16x16 run") as told:
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+    assert len(told) == 1
+    (run,) = run_graphs(fast, [x])
+    assert run.graph.plan.cuda_graph == f"{CAPTURED}; {told[0].message}"
 
 
 def test_inductor_gets_one_operator_for_each_convolution() -> None:

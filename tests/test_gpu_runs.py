@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +13,10 @@ from test_gpu_plans import Small
 from torch import nn
 
 import convselect
-from convselect.cuda_graphs import CAPTURED
+from convselect import machine
+from convselect.cuda_graphs import CAPTURED, Cuda
 from convselect.primitive import get
+from convselect.primitives.gpu.base import no_triton
 from convselect.runtime import run_graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no NVIDIA GPU")
@@ -122,6 +126,134 @@ def test_weights_made_under_inference_mode() -> None:
         fast(x)
         model.a.weight[3, 3, 1, 1] += 100
         assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_weights_made_under_inference_mode_cost_one_wait_and_may_be_captured() -> None:
+    allow_tf32(False)
+    with torch.inference_mode():
+        model, x = network(), randn(2, 3, 32, 32)
+        fast = compiled(model)
+        fast(x)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                fast(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len([wait for wait in waits if "synchronizing" in str(wait.message)]) == 1
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = fast(x)
+        x.copy_(randn(2, 3, 32, 32, seed=1))
+        graph.replay()
+        assert error(y, exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_a_capture_that_becomes_invalid_leaves_no_trace() -> None:
+    here = Cuda(torch.device("cuda", torch.cuda.current_device()))
+    x, breaks = torch.zeros(1000, device="cuda"), True
+
+    def run() -> list[torch.Tensor]:
+        if breaks and torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return [x + 1]
+
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            for breaks in (False, True, False):
+                if breaks:
+                    with pytest.raises(RuntimeError):
+                        here.capture(run)
+                else:
+                    (result,), replay = here.capture(run)
+                assert torch.cuda.current_stream() == stream
+                x.add_(1)
+                replay()
+                assert torch.equal(result, x + 1)
+    torch.cuda.empty_cache()
+
+
+def test_nobody_elses_memory_is_a_workspace() -> None:
+    """Inductor has all of cuBLAS's workspaces freed; what a replay then writes to must still be its own."""
+    allow_tf32(False)
+    model, x = network(), randn(4, 3, 64, 64)
+    model.head = nn.Linear(32, 4096).to("cuda")
+    fast = compiled(model)
+    with torch.inference_mode():
+        fast(x)
+        torch._C._cuda_clearCublasWorkspaces()
+        others = [torch.zeros(2**18, device="cuda") for _ in range(256)]
+        assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+    assert not any(other.any() for other in others)
+
+
+def test_first_calls_in_several_threads() -> None:
+    allow_tf32(False)
+    models = [network() for _ in range(4)]
+    fasts, x = [compiled(model) for model in models], randn(2, 3, 32, 32)
+    wanted, failed = exact(models[0], x), []
+
+    def run(fast) -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    assert error(fast(x), wanted) <= BOUNDS["float32"]
+        except BaseException as raised:
+            failed.append(raised)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=run, args=(fast,)) for fast in fasts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert all(run_graphs(fast, [x])[0].graph.plan.cuda_graph == CAPTURED for fast in fasts)
+
+
+def test_a_replaced_weight_waits_for_other_streams() -> None:
+    """They may still be reading what was packed from the last one."""
+    allow_tf32(False)
+    model = network().requires_grad_(False)
+    fast = compiled(model)
+    x, streams = randn(32, 3, 256, 256), [torch.cuda.Stream() for _ in range(2)]
+    with torch.inference_mode():
+        fast(x)
+        torch.cuda.synchronize()
+        got, wanted = [], []
+        for i in range(6):
+            with torch.inference_mode(False):
+                weights = {
+                    name: value * 1.5 if name == "a.weight" else value for name, value in model.state_dict().items()
+                }
+                model.load_state_dict(weights, assign=True)
+            with torch.cuda.stream(streams[i % 2]):
+                streams[i % 2].wait_stream(torch.cuda.default_stream())
+                got.append(fast(x))
+            wanted.append(copy.deepcopy(model))
+        torch.cuda.synchronize()
+        assert max(error(a, exact(b, x)) for a, b in zip(got, wanted, strict=True)) <= BOUNDS["float32"]
+
+
+def test_marked_inputs_in_turn() -> None:
+    allow_tf32(False)
+    model = network()
+    fast = compiled(model)
+    inputs = [randn(2, 3, 32, 32, seed=seed) for seed in range(2)]
+    for x in inputs:
+        torch._dynamo.mark_static_address(x)
+    with torch.inference_mode():
+        for i in range(20):
+            x = inputs[i % 2].mul_(1.01)
+            assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_triton_works_here() -> None:
+    here = machine.gpu(0)
+    assert here.index == 0
+    assert no_triton(here) is None
 
 
 def test_two_streams() -> None:

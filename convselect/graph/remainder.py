@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -30,6 +28,8 @@ class _Opaque(Interpreter):
 
 def traced(module: GraphModule, fake: FakeTensorMode, constants: Sequence[Any]) -> tuple[GraphModule, list[Any]]:
     """`module` as ATen's operators and ours, and its inputs; `constants` as in `compile_remainder`."""
+    from torch._inductor.decomposition import select_decomp_table  # it takes a second
+
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [*constants, *(node.meta["val"] for node in placeholders[len(constants) :])]
     with fake:
@@ -42,5 +42,7 @@ def compile_remainder(module: GraphModule, fake: FakeTensorMode, constants: Sequ
 
     constants: fakes of the packed weights and biases, the module's first inputs.
     """
+    from torch._inductor.compile_fx import compile_fx_inner
+
     compiled = compile_fx_inner(*traced(module, fake, constants))
     return lambda packed, *args: compiled([*packed, *args])

@@ -49,19 +49,31 @@ class Target:
 
 
 def target_of(graph: Graph) -> Target | str:
-    """Of the graph's convolutions; of several types on a GPU the commonest. A sentence where none is converted."""
+    """Of the graph's convolutions; of several types on a GPU the commonest. A sentence where nothing is converted."""
     sources = [node.args[0].meta["val"] for node in _convolutions(graph)]
     devices = list(dict.fromkeys(source.device for source in sources))
     if len(devices) > 1:
         return f"the graph's convolutions are on several devices ({', '.join(map(str, devices))})"
+    other = next(filter(_is_others, devices or devices_of(graph)), None)
+    if other is not None:
+        maker = {"cuda": " of AMD's", "xpu": " of Intel's"}.get(other.type, "")
+        return f"only CPUs and NVIDIA's GPUs are supported (the input is on {other}, a device{maker})"
     if not devices or devices[0].type == "cpu":
         return Target(torch.device("cpu"), torch.float32)
     (device,) = devices
-    if device.type != "cuda" or torch.version.hip is not None:
-        maker = {"cuda": " of AMD's", "xpu": " of Intel's"}.get(device.type, "")
-        return f"only CPUs and NVIDIA's GPUs are supported (the input is on {device}, a device{maker})"
     dtypes = Counter(source.dtype for source in sources if source.dtype in GPU_DTYPES)
     return Target(device, dtypes.most_common(1)[0][0] if dtypes else torch.float32)
+
+
+def devices_of(graph: Graph) -> list[torch.device]:
+    """Of all values, in the order of the graph."""
+    values = (node.meta.get("val") for node in graph.nodes)
+    return list(dict.fromkeys(value.device for value in values if isinstance(value, torch.Tensor)))
+
+
+def _is_others(device: torch.device) -> bool:
+    """Whether kernels of ours run nowhere on such a device."""
+    return device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip is not None)
 
 
 def _convolutions(graph: Graph) -> Iterator[Node]:

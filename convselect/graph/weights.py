@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from convselect import streams
 from convselect.graph.capture import convolution, kept, scale_shift
-from convselect.graph.streams import Ready
 from convselect.graph.tensor_memory import metadata_of
 
 _CPU = torch.device("cpu")
@@ -114,8 +114,8 @@ def pack(
 class Constants:
     """The packed weights and the biases of one plan on `device`, current with the static inputs at each call.
 
-    On a GPU they keep their addresses, which a CUDA graph has captured, and a call on another stream than the one that
-    packed them waits for that.
+    On a GPU they keep their addresses, which a CUDA graph has captured. Packing again waits for what still reads them,
+    on any stream, and a call waits for packing.
     """
 
     def __init__(self, fold: GraphModule, prepacks: Sequence[Prepack | None], device: torch.device = _CPU) -> None:
@@ -138,12 +138,21 @@ class Constants:
     def _packed(self, statics: Sequence[torch.Tensor], before: _State | None) -> _State:
         if self._device.type == "cpu":
             return _State(statics, pack(self._fold, self._prepacks, statics))
+        if streams.is_capturing():
+            raise RuntimeError(
+                "the weights are new or have changed since the last call, and packing them cannot be captured: "
+                "call the model once before it is captured"
+            )
+        ready = streams.Ready(self._device)
         with torch.inference_mode(False):  # what is made under it could not be overwritten outside of it
             if before is None:
                 packed = pack(self._fold, self._prepacks, statics)
             else:
+                streams.finish(self._device)
                 pack(self._fold, self._prepacks, statics, packed := before.packed)
-        return _State(statics, packed, Ready(self._device))
+        state = _State(statics, packed, ready)
+        ready.record()
+        return state
 
 
 class _State:
@@ -156,14 +165,16 @@ class _State:
     15th of it in one run. Tensors made under inference mode have no version and are read whole.
 
     A GPU's data is out of the host's reach: its tensors have no fingerprint, so a write there that goes around autograd
-    (`.data`) is not seen. Those made under inference mode are compared with a copy, for which the host waits each time.
+    (`.data`) is not seen. Those made under inference mode are compared with a copy, for which the host waits each time,
+    except where the caller captures.
     """
 
     def __init__(
-        self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...], ready: Ready | None = None
+        self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...], ready: streams.Ready | None = None
     ) -> None:
         self.packed, self.ready = packed, ready
-        self._copied = [(t, t.clone()) for t in statics if t.device.type != "cpu" and t.is_inference()]
+        self._unversioned = list(filter(_only_data_tells, statics))
+        self._copy = _flat(self._unversioned) if self._unversioned else None
         self._held, self._aliases = statics, [tensor.detach() for tensor in statics]
         metadata = [metadata_of(tensor) for tensor in statics]
         self._asked = [t for t, known in zip(statics, metadata, strict=True) if known is None]
@@ -181,8 +192,23 @@ class _State:
             and torch.ops.convselect.fingerprint(self._metadata) == self._fingerprints[0]
             # Only now: a storage that was moved (`share_memory_`, `resize_`) has given its old memory back.
             and torch.ops.convselect.fingerprint(self._data) == self._fingerprints[1]
-            and all(torch.equal(tensor, copy) for tensor, copy in self._copied)
+            and (self._copy is None or self._equals(self._copy))
         )
+
+    def _equals(self, copy: torch.Tensor) -> bool:
+        if self.ready is None or streams.is_capturing():
+            return True
+        self.ready.wait()
+        return torch.equal(_flat(self._unversioned), copy)  # at once: the host waits
+
+
+def _only_data_tells(tensor: torch.Tensor) -> bool:
+    """Whether a write shows neither in a version nor to the host."""
+    return tensor.device.type != "cpu" and tensor.is_inference()
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _ask(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 
+from convselect.errors import brief
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, start
 from convselect.layout import Layout, strides
 from convselect.machine import PRECISIONS, Gpu, Machine, gpu, tf32_allowed
@@ -47,7 +48,23 @@ def no_triton(machine: Gpu) -> str | None:
     if machine.capability < LEAST_CAPABILITY:
         have, least = (f"{c // 10}.{c % 10}" for c in (machine.capability, LEAST_CAPABILITY))
         return f"it needs compute capability {least} or later, and {machine.name} has {have}"
-    return None if machine.triton else "it needs Triton, which is not installed"
+    if not machine.triton:
+        return "it needs Triton, which is not installed"
+    return None if machine.index is None else _no_launch(machine.index)
+
+
+@lru_cache
+def _no_launch(index: int) -> str | None:
+    """Why Triton builds or launches nothing on this GPU: it needs a C compiler and Python's headers."""
+    device = torch.device("cuda", index)
+    try:
+        from convselect.kernels.triton.probe import works
+
+        with torch.utils._python_dispatch._disable_current_modes():
+            right = works(device)
+    except Exception as error:  # of a compiler, a linker or a driver: they have no common type
+        return f"it needs Triton, which fails on {device} ({brief(error)})"
+    return None if right else f"it needs Triton, which computes nothing on {device}"
 
 
 @lru_cache
