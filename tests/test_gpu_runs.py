@@ -12,6 +12,7 @@ from torch import nn
 
 import convselect
 from convselect.cuda_graphs import CAPTURED
+from convselect.gpu_timing import Cuda
 from convselect.primitive import get
 from convselect.runtime import run_graphs
 
@@ -194,3 +195,26 @@ def test_each_graph_on_its_own_device() -> None:
             for i, (model, fast) in enumerate(zip(models, fasts, strict=True)):
                 x = randn(2, 3, 32, 32).to(f"cuda:{i}")
                 assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_a_capture_that_raises_leaves_the_stream_as_it_was() -> None:
+    device, x = Cuda(), torch.zeros(1, device="cuda")
+
+    def broken() -> None:
+        x.add_(1)
+        raise LookupError("no engine")
+
+    with pytest.raises(LookupError):
+        device.capture(broken)
+    replay = device.capture(lambda: x.add_(1))
+    device.elapsed_ms(replay)
+    assert x.item() == 1
+
+
+def test_memory_of_graphs_that_are_gone_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Cuda()
+    device.elapsed_ms(device.capture(lambda: torch.zeros(2**28, device="cuda")))
+    before = torch.cuda.memory_reserved()
+    monkeypatch.setattr("convselect.gpu_timing._IDLE_PART", 1e9)
+    device.free_memory()
+    assert torch.cuda.memory_reserved() <= before - 2**30
