@@ -125,10 +125,10 @@ class Named(Primitive):
     def refusal(self, problem, machine):
         return None
 
-    def workspace_bytes(self, problem, threads):
+    def workspace_bytes(self, problem, machine):
         return 0
 
-    def packed_bytes(self, problem):
+    def packed_bytes(self, problem, machine):
         return problem.weight_bytes
 
     def prepack(self, problem, weight):
