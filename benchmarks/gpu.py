@@ -1,17 +1,22 @@
 """What is to be measured on a GPU, in parts that are written as they end and not repeated.
 
-    python benchmarks/gpu.py all --out FOLDER --budget-s 500
+    python benchmarks/gpu.py all --out FOLDER --budget-s 500 [--parts "compile profile=300 train"]
     python benchmarks/gpu.py ceilings|compile|profile|train|networks|page --out FOLDER [--budget-s 120]
 
-- ceilings.json: the machine; rates of a copy and of a large matrix product in each precision.
-- compile: Triton's kernels for what profile will time, in as many processes as there are cores, into Triton's cache.
-- profile_PRECISION.parquet: every primitive on the convolutions of the networks at batch 1 and 32.
-- PRECISION.safetensors, models.json: the cost model trained on that profile, and its held-out errors.
-- networks.json: convselect, cuDNN and Inductor on the networks of `make bench`; first without Inductor, which compiles
-  for up to a minute a network.
-- layers.json, from the profile: for each network the sum over its convolutions of cuDNN's times, of the fastest
-  primitive's, and of the one that the analytic prior takes for the fastest.
-- failures.json: what a worker died of; it is left out from then on. Remove an entry to have it tried again.
+- ceilings.json: the machine; rates of a copy and of a large matrix product in each precision. Every call needs it.
+- compile: Triton's kernels for what profile and networks will run, in as many processes as there are cores, into
+  Triton's cache.
+- tests.json: how the tests on the GPU ended; tests.log has them.
+- profile_PRECISION.parquet: every primitive on the convolutions of the networks at batch 1 and 32; beside it
+  profile_PRECISION.operators.parquet, the changes of layout.
+- train: PRECISION.safetensors and models.json, the cost model trained on that profile and its held-out errors; and
+  layers.json: for each network the sum over its convolutions of cuDNN's times, of the fastest primitive's, and of the
+  one that the analytic prior takes for the fastest.
+- networks.json: convselect, cuDNN and Inductor on the networks of `make bench`, the most telling first, with the model
+  that train has made, which is copied into the package for that; what raised is there with its traceback.
+  plans/NETWORK_BATCH_PRECISION.json: convselect's plan with the time of each layer.
+- failures.json: what a worker died of, and what failed in profile; it is left out from then on. Remove an entry, or
+  that of networks.json, to have it tried again. profile.log and networks.log: what the workers wrote to stderr.
 - RESULTS_GPU.md, from the JSON.
 
 Times are those of events on the GPU. Resumable: what a file holds is not measured again.
@@ -19,18 +24,17 @@ Times are those of events on the GPU. Resumable: what a file holds is not measur
 
 from __future__ import annotations
 
-import datetime
 import gc
 import importlib.util
 import json
 import os
 import shlex
-import statistics
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -41,29 +45,49 @@ import numpy as np
 import torch
 from make_grid import convolutions
 
-from convselect import profiling
 from convselect.bench import networks
-from convselect.bench.gpu.compare import PRECISIONS, SYSTEMS, Clock, Events, Job, allow_tf32, compare
+from convselect.bench.gpu.ceilings import ceilings
+from convselect.bench.gpu.compare import OURS, PRECISIONS, SYSTEMS, Clock, Events, Job, allow_tf32, compare
 from convselect.bench.gpu.floor import SIZES, floor_ms, layers
+from convselect.bench.gpu.profile import compile_kernels, profile
 from convselect.bench.gpu.report import missing, page
-from convselect.bench.gpu.supervise import Note, read, supervise, write
-from convselect.costs import roofline, tables
+from convselect.bench.gpu.supervise import Note, read, stop, supervise, tell, write
+from convselect.costs import model_for, roofline, shipped, tables
 from convselect.costs.train import train
-from convselect.gpu_timing import Cuda, GpuTimer
 from convselect.machine import Gpu, gpu
-from convselect.primitive import Primitive, primitives
+from convselect.primitive import primitives
 from convselect.problem import ConvProblem
+from convselect.profiling import operators_path
 
 BATCHES = (1, 32)
-JOBS = [Job(name, batch, precision) for precision in PRECISIONS for batch in BATCHES for name in networks.DEFAULT]
-PATIENCE_S = {"profile": 40.0, "networks": 150.0}
-"""Without a new note a worker hangs; Inductor may take long to compile."""
-MOST_FAILURES = 2
-"""Problems on which a primitive may fail before it is not tried on others."""
+_TELLING = ("resnet50", "mobilenet_v2", "vgg16", "efficientnet_b0")
+JOBS = [
+    Job(name, batch, precision)
+    for some in (_TELLING, tuple(name for name in networks.DEFAULT if name not in _TELLING))
+    for precision in PRECISIONS for batch in BATCHES for name in some
+]  # fmt: skip
+PARTS = {"compile": 90.0, "tests": 100.0, "profile": 150.0, "train": 60.0, "networks": 1e9}
+"""In this order; each has at most so many seconds, and `networks` what is left."""
+RESERVE_S = 15.0
+"""Of the budget: a worker is told to stop, and ends, and the page is written."""
+LATE_S = 5.0
+"""After its time a worker is stopped; between two problems or networks it sees itself that it is over."""
+MachineOf = Callable[[torch.dtype], Gpu]
 
 
+def patience_s(noted: Mapping[str, Any]) -> float:
+    """A worker hangs if it does nothing else for so long: to compile for `max-autotune` takes minutes."""
+    return 400.0 if noted.get("system") == "inductor" else 150.0 if "system" in noted else 60.0
+
+
+@lru_cache
 def problems(name: str, batch: int) -> list[ConvProblem]:
-    return [p.with_batch(batch) for p in convolutions(name, SIZES.get(name, 224))]
+    return [p.with_batch(batch) for p in of_one_image(name)]
+
+
+@lru_cache
+def of_one_image(name: str) -> list[ConvProblem]:
+    return list(convolutions(name, SIZES.get(name, 224)))
 
 
 def all_problems() -> list[ConvProblem]:
@@ -73,118 +97,7 @@ def all_problems() -> list[ConvProblem]:
     return list(dict.fromkeys(some[i] for i in range(longest) for some in lists if i < len(some)))
 
 
-def median_ms(run: Callable[[], object], device: Cuda, rounds: int = 15) -> float:
-    device.warm_up(run)
-    return statistics.median(device.elapsed_ms(run) for _ in range(rounds))
-
-
-def ceilings() -> dict[str, Any]:
-    """GB/s counts bytes read and written, TFLOP/s two operations for each multiply-add."""
-    device, here = Cuda(), gpu()
-    import triton
-
-    found: dict[str, Any] = {
-        "machine": f"{here.name}, {here.isa}, {here.cores} multiprocessors, driver {here.driver}",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": f"torch {torch.__version__}, Triton {triton.__version__}, cuDNN {here.cudnn}",
-    }
-    src = torch.rand(2**28, device="cuda")
-    dst = torch.empty_like(src)
-    found["copy_gbs"] = 2 * 4 * 2**28 / median_ms(lambda: dst.copy_(src), device) * 1e-6
-    n = 8192
-    for dtype, tf32 in ((torch.float16, False), (torch.float32, True), (torch.float32, False)):
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
-        c = torch.empty_like(a)
-        key = "tf32" if tf32 else str(dtype).removeprefix("torch.")
-        found[f"{key}_tflops"] = 2 * n**3 / median_ms(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), device) * 1e-9
-    return found
-
-
-class Watched:
-    """A primitive that notes when its turn comes, and refuses what it failed on before."""
-
-    def __init__(self, primitive: Primitive, precision: str, failed: set[str], note: Note) -> None:
-        self._primitive, self._precision, self._failed, self._note = primitive, precision, failed, note
-        self._noted = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._primitive, name)
-
-    def refusal(self, problem: ConvProblem, machine: Gpu) -> str | None:
-        return "it failed here" if str(problem) in self._failed else self._primitive.refusal(problem, machine)
-
-    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        if self._noted != str(problem):
-            self._noted = str(problem)
-            self._note(precision=self._precision, primitive=self._primitive.name, problem=str(problem))
-        return self._primitive.prepack(problem, weight)
-
-
-def watched(precision: str, failures: Sequence[Mapping[str, Any]], note: Note) -> list[Watched]:
-    """The primitives of GPUs without those that fail everywhere."""
-    mine = [(f["primitive"], f["problem"]) for f in failures if f.get("precision") == precision and "primitive" in f]
-    often = Counter(name for name, _ in mine)
-    return [
-        Watched(q, precision, {problem for name, problem in mine if name == q.name}, note)
-        for q in primitives("cuda") if often[q.name] < MOST_FAILURES
-    ]  # fmt: skip
-
-
-def profile(out: Path, note: Note, budget_s: float, timer: Callable[[torch.dtype], Any] = GpuTimer.here) -> bool:
-    """Both precisions, each in half of the time. Whether all problems are timed."""
-    allow_tf32()
-    torch.backends.cudnn.benchmark = True
-    complete = True
-    start, todo = time.monotonic(), all_problems()
-    for left, (precision, dtype) in zip((2, 1), PRECISIONS.items(), strict=True):
-        rest = (budget_s - (time.monotonic() - start)) / left
-        some: Any = watched(precision, read(out / "failures.json"), note)
-        own = timer(dtype)
-        assert own.machine.precision == precision, f"torch's switches make it {own.machine.precision}"
-        path = out / f"profile_{precision}.parquet"
-        done = profiling.profile(path, todo, some, timer=own, budget_s=max(rest, 1.0))
-        click.echo(f"{precision}: {done}")
-        complete = complete and done.complete
-    return complete
-
-
-def launches(precision: str, here: Gpu, some: Sequence[Primitive]) -> Iterator[Any]:
-    """All that `profile` will time of the primitives `some`, on tensors without memory."""
-    from convselect.layout import strides
-    from convselect.primitive import Activation
-    from convselect.primitives.gpu.base import TritonPrimitive, epilogue
-
-    dtype = PRECISIONS[precision]
-
-    def meta(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    for p in all_problems():
-        for primitive in some:
-            if not isinstance(primitive, TritonPrimitive) or primitive.refusal(p, here) is not None:
-                continue
-            src, dst = (
-                torch.empty_strided(size, strides(size, layout), dtype=dtype, device="meta")
-                for size, layout in (((p.mb, p.ic, p.ih, p.iw), primitive.src_layout),
-                                     ((p.mb, p.oc, p.oh, p.ow), primitive.dst_layout))
-            )  # fmt: skip
-            packed = primitive.prepack(p, meta(p.oc, p.ic // p.g, p.kh, p.kw))
-            end = epilogue(Activation("relu"), meta(p.oc), None)
-            yield from primitive.launches(p, src, packed, dst, end, precision == "tf32")
-
-
-def compile_kernels(shard: int, shards: int) -> None:
-    """Those of the primitives that are this shard's. Triton itself leaves out what it has compiled."""
-    allow_tf32()
-    for precision, dtype in PRECISIONS.items():
-        for launch in launches(precision, gpu(0, dtype), primitives("cuda")[shard::shards]):
-            launch.kernel.warmup(
-                *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
-            )
-
-
-def train_models(out: Path, machine: Callable[[torch.dtype], Gpu]) -> None:
+def train_models(out: Path, machine: MachineOf) -> None:
     """layers.json, and a model for each precision, anew where its profile has grown."""
     profiles = {p: tables.read([path]) for p in PRECISIONS if (path := out / f"profile_{p}.parquet").exists()}
     sums = [row for p, table in profiles.items() for row in layer_sums(table, machine(PRECISIONS[p]))]
@@ -193,9 +106,23 @@ def train_models(out: Path, machine: Callable[[torch.dtype], Gpu]) -> None:
     models = json.loads(path.read_text()) if path.exists() else {}
     for precision, table in profiles.items():
         if table.timings != models.get(precision, {}).get("timings"):
-            weights = out / f"{precision}.safetensors"
-            models[precision] = dict(train([out / f"profile_{precision}.parquet"], out=weights, progress=False).info)
+            weights, rows = out / f"{precision}.safetensors", out / f"profile_{precision}.parquet"
+            operators = [beside] if (beside := operators_path(rows)).exists() else []
+            models[precision] = dict(train([rows], operators=operators, out=weights, progress=False).info)
             write(path, models)
+
+
+def use_models(out: Path, machine: MachineOf) -> None:
+    """What was trained goes where the package looks for it."""
+    for precision, dtype in PRECISIONS.items():
+        if (trained := out / f"{precision}.safetensors").exists():
+            shutil.copy(trained, shipped(machine(dtype)))
+
+
+def model_name(machine: Gpu) -> str:
+    """Of what convselect predicts by before it calibrates."""
+    info = model_for(machine).info
+    return f"a model of {info['timings']} timings of {info['problems']} problems" if info else "the roofline"
 
 
 @lru_cache
@@ -204,33 +131,40 @@ def built(name: str) -> torch.nn.Module:
 
 
 def run_networks(
-    out: Path, note: Note, budget_s: float, clock: Clock, jobs: Sequence[Job] = JOBS, first: Sequence[str] = SYSTEMS[:2]
+    out: Path, note: Note, budget_s: float, clock: Clock, machine: MachineOf, jobs: Sequence[Job] = JOBS
 ) -> bool:
-    """All jobs with the systems `first`, then with all. Whether nothing is left."""
+    """Whether nothing is left."""
     allow_tf32()
+    use_models(out, machine)
     deadline = time.monotonic() + budget_s
     path, rates = out / "networks.json", json.loads((out / "ceilings.json").read_text())
-    for systems in (first, SYSTEMS):
-        for job in jobs:
-            records = read(path)
-            known = next((r for r in records if Job(r["network"], r["batch"], r["precision"]) == job), None)
-            failed = {f.get("system") for f in read(out / "failures.json") if job._asdict().items() <= f.items()}
-            able = [system for system in systems if system not in failed]
-            if failed & {"input", "float64", "eager"} or (known and set(able) <= known["systems"].keys()):
-                continue  # there is nothing to compare with, or nothing new
-            if time.monotonic() > deadline:
-                return False
-            note(**job._asdict(), system="input")
-            side = SIZES.get(job.network, 224)
-            x = torch.randn(job.batch, 3, side, side, generator=torch.Generator().manual_seed(1))
-            floor = floor_ms(layers(job.network, job.batch), job.precision, rates)
+    (out / "plans").mkdir(exist_ok=True)
+    for job in jobs:
+        records = read(path)
+        known = next((r for r in records if Job(r["network"], r["batch"], r["precision"]) == job), None)
+        failed = {f.get("system") for f in read(out / "failures.json") if job._asdict().items() <= f.items()}
+        able = [system for system in SYSTEMS if system not in failed]
+        if failed & {"input", "float64", "eager", "times"} or (known and set(able) <= known["systems"].keys()):
+            continue  # there is nothing to compare, or nothing new
+        if time.monotonic() > deadline:
+            return False
+        note(**job._asdict(), system="input")
+        side = SIZES.get(job.network, 224)
+        x = torch.randn(job.batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["CONVSELECT_CACHE"] = cache  # a network's first run, whichever ran before
             found = compare(built(job.network), x, job, able, clock, note)
-            record = {**job._asdict(), "floor_ms": floor, "systems": found}
-            write(path, [*(r for r in records if r is not known), record])
-            click.echo(f"{job}: {found}")
+        if plan := found.get(OURS, {}).pop("plan", None):
+            write(out / "plans" / f"{'_'.join(map(str, job))}.json", plan)
+        floor = floor_ms(layers(job.network, job.batch), job.precision, rates)
+        record = {**job._asdict(), "floor_ms": floor, "model": model_name(machine(PRECISIONS[job.precision]))}
+        write(path, [*(r for r in records if r is not known), {**record, "systems": found}])
+        tell(
+            f"{job}: " + ", ".join(f"{system} {of.get('median_ms', of.get('absent'))}" for system, of in found.items())
+        )
+        if clock.device.type == "cuda":
             gc.collect()
-            if clock.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
     return True
 
 
@@ -257,72 +191,122 @@ def layer_sums(profile: tables.Profile, here: Gpu) -> Iterator[dict[str, Any]]:
 
 def write_page(out: Path, command: str) -> list[str]:
     """RESULTS_GPU.md; what is missing."""
-    rates, models = json.loads((out / "ceilings.json").read_text()), out / "models.json"
+    rates, models, tests = json.loads((out / "ceilings.json").read_text()), out / "models.json", out / "tests.json"
     infos = json.loads(models.read_text()) if models.exists() else {}
+    code = json.loads(tests.read_text())["exit_code"] if tests.exists() else None
+    ended = {None: "not run to their end", 0: "passed"}.get(code, f"failed with exit code {code}")
     records, failures = read(out / "networks.json"), read(out / "failures.json")
-    (out / "RESULTS_GPU.md").write_text(page({**rates, "command": command}, rates, infos, records, failures, JOBS))
+    about = {**rates, "command": command, "tests": ended}
+    (out / "RESULTS_GPU.md").write_text(page(about, rates, infos, records, failures, JOBS))
     return missing(JOBS, records, [f for f in failures if "network" in f])
 
 
-def attempt(command: Sequence[str], seconds: float, **where: Any) -> None:
-    """What fails here, or takes too long, does not keep the rest from being measured."""
+def attempt(command: Sequence[str], seconds: float, **where: Any) -> int | None:
+    """Its exit code, None if it took too long: what fails does not keep the rest from being measured."""
+    process = subprocess.Popen(command, start_new_session=True, **where)
     try:
-        done = subprocess.run(command, check=False, timeout=max(seconds, 1.0), **where)
-        if done.returncode:
-            click.echo(f"exit code {done.returncode}: {shlex.join(command)}", err=True)
+        return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        click.echo(f"stopped after {seconds:.0f} s: {shlex.join(command)}", err=True)
+        tell(f"stopped after {seconds:.0f} s: {shlex.join(command)}")
+        return None
+    finally:
+        stop(process, 10.0)
 
 
-def everything(out: Path, budget_s: float) -> None:
-    deadline = time.monotonic() + budget_s
+def run_tests(out: Path, seconds: float) -> None:
+    """Unless they have run to their end."""
+    if (out / "tests.json").exists():
+        return
+    names = "gpu_runs", "gpu_kernels", "gpu_plans", "cuda_graphs", "gpu", "gpu_costs"
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []  # they wait for Triton's compiler mostly
+    tests = [f"tests/test_{name}.py" for name in names]
+    command = [sys.executable, "-m", "pytest", "-W", "default", "-vv", "--tb=short", *workers, *tests]
+    log = out / "tests.log"
+    with log.open("w") as file:  # PYTHONSAFEPATH: the sources here have no compiled kernels
+        code = attempt(command, seconds, stdout=file, stderr=file, env={**os.environ, "PYTHONSAFEPATH": "1"})
+    click.echo(log.read_text()[-3000:])
+    if code is not None:
+        write(out / "tests.json", {"exit_code": code})
 
-    def left(most: float = 1e9) -> float:
-        return max(0.0, min(most, deadline - 10 - time.monotonic()))
 
-    def part(*arguments: object) -> list[str]:
+def everything(out: Path, budget_s: float, parts: Mapping[str, float]) -> None:
+    """`parts` -> seconds at most."""
+    deadline = time.monotonic() + budget_s - RESERVE_S
+
+    def command(*arguments: object) -> list[str]:
         return [sys.executable, __file__, *map(str, arguments), "--out", str(out)]
 
-    subprocess.run(part("ceilings"), check=True, timeout=60)
-    shards = os.cpu_count() or 1
-    compiling = [subprocess.Popen(part("compile", "--shard", i, "--shards", shards)) for i in range(shards)]
-    for process in compiling:
-        try:
-            process.wait(left(60))
-        except subprocess.TimeoutExpired:
-            process.kill()
-    log = out / "tests.log"
-    if not log.exists() or " passed" not in log.read_text() or " failed" in log.read_text():
-        names = "gpu_runs", "gpu_kernels", "gpu_plans", "cuda_graphs", "gpu", "gpu_costs"
-        workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []  # they wait for Triton's compiler mostly
-        tests = [f"tests/test_{name}.py" for name in names]
-        command = [sys.executable, "-m", "pytest", "-W", "default", "-q", *workers, *tests]
-        with log.open("w") as file:  # PYTHONSAFEPATH: the sources here have no compiled kernels
-            attempt(command, left(100), stdout=file, stderr=file, env={**os.environ, "PYTHONSAFEPATH": "1"})
-        click.echo(log.read_text()[-2000:])
+    subprocess.run(command("ceilings"), check=True, timeout=60)
+    for name, most in parts.items():
+        seconds = min(most, deadline - time.monotonic())
+        if seconds <= 0:
+            tell(f"no time is left for {name}")
+            continue
+        tell(f"{name}, for at most {seconds:.0f} s")
+        if name == "compile":
+            compile_in_shards(command, seconds)
+        elif name == "tests":
+            run_tests(out, seconds)
+        elif name == "train":
+            attempt(command("train"), seconds)
+        else:
+            work(out, name, command, seconds)
+
+
+Command = Callable[..., list[str]]
+
+
+def compile_in_shards(command: Command, seconds: float) -> None:
+    deadline, shards = time.monotonic() + seconds, os.cpu_count() or 1
+    running = [
+        subprocess.Popen(command("compile", "--shard", i, "--shards", shards), start_new_session=True)
+        for i in range(shards)
+    ]
+    while time.monotonic() < deadline and any(process.poll() is None for process in running):
+        time.sleep(0.2)
+    late = sum(process.poll() is None for process in running)
+    for process in running:
+        stop(process, 0.0)
+    tell(f"compile: {shards - late} of {shards} shards are complete")
+
+
+def work(out: Path, name: str, command: Command, seconds: float) -> None:
+    """A part whose worker may die."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, most in (("profile", 150.0), ("networks", 1e9)):
-            note, seconds = Path(folder, f"{name}.json"), left(most)
-            command = part(name, "--note", note, "--until", time.time() + seconds)
-            try:
-                supervise(command, note, out / "failures.json", time.monotonic() + seconds + 5, PATIENCE_S[name])
-            except RuntimeError as error:  # the other parts are worth having all the same
-                click.echo(f"{name}: {error}", err=True)
-            if name == "profile":
-                attempt(part("train"), left(60))
+        note = Path(folder, "note.json")
+        whole = command(name, "--note", note, "--until", time.time() + seconds)
+        log, deadline = out / f"{name}.log", time.monotonic() + seconds + LATE_S
+        try:
+            supervise(whole, note, out / "failures.json", log, deadline, patience_s)
+        except RuntimeError as error:  # the other parts are worth having all the same
+            tell(f"{name}: {error}")
+
+
+def parse_parts(text: str) -> dict[str, float]:
+    """ "train profile=200": those of `PARTS`, in its order, with their seconds."""
+    asked = dict(word.partition("=")[::2] for word in text.split())
+    if unknown := asked.keys() - PARTS.keys():
+        raise click.BadParameter(f"no part is called {unknown.pop()!r}; there are {', '.join(PARTS)}")
+    try:
+        return {name: float(asked[name] or most) for name, most in PARTS.items() if name in asked}
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} must read NAME or NAME=SECONDS: {error}") from error
 
 
 @click.command(help=__doc__)
 @click.argument("part", type=click.Choice(["all", "ceilings", "compile", "profile", "train", "networks", "page"]))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--budget-s", default=120.0, show_default=True, type=click.FloatRange(min=0, min_open=True))
+@click.option("--parts", default=" ".join(PARTS), show_default=True, help="Of all; NAME=SECONDS bounds one.")
 @click.option("--until", type=float, help="In place of a budget: when to stop, in seconds of the epoch.")
 @click.option("--note", type=click.Path(dir_okay=False, path_type=Path), help="Where a worker notes what it does.")
 @click.option("--shard", default=0, help="Of compile.")
 @click.option("--shards", default=1, help="Of compile.")
 def main(
-    part: str, out: Path, budget_s: float, until: float | None, note: Path | None, shard: int, shards: int
+    part: str, out: Path, budget_s: float, parts: str, until: float | None, note: Path | None, shard: int, shards: int
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are stopped
     if part != "page" and not torch.cuda.is_available():
         raise click.UsageError("torch finds no GPU that it can use")
     out.mkdir(parents=True, exist_ok=True)
@@ -331,16 +315,17 @@ def main(
         if not (out / "ceilings.json").exists():
             write(out / "ceilings.json", ceilings())
     elif part == "compile":
-        compile_kernels(shard, shards)
+        both = {name: [p for batch in BATCHES for p in problems(name, batch)] for name in networks.DEFAULT}
+        compile_kernels(both, shard, shards)
     elif part == "profile":
-        profile(out, noted, budget_s)
+        profile(out, all_problems(), noted, budget_s)
     elif part == "train":
         allow_tf32()
         train_models(out, partial(gpu, 0))
     elif part == "networks":
-        run_networks(out, noted, budget_s, Events())
+        run_networks(out, noted, budget_s, Events(), partial(gpu, 0))
     elif part == "all":
-        everything(out, budget_s)
+        everything(out, budget_s, parse_parts(parts))
     if part in ("all", "page"):
         for line in write_page(out, shlex.join(["benchmarks/gpu.sh"])):
             click.echo(f"not measured yet: {line}")

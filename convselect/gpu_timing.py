@@ -22,7 +22,9 @@ _RELU = Activation("relu")
 _MOST_CALLS = 32
 _LEAST_CALLS = 4
 _WARM_UPS = 3
-"""Runs before capture: Triton compiles in the first, cuDNN chooses its algorithm."""
+"""Calls before capture: Triton compiles in the first, cuDNN chooses its algorithm."""
+_IDLE_PART = 4
+"""The allocator gives memory back, once a problem is done, where more than one such part of the GPU's lies idle."""
 
 
 class Device(Protocol):
@@ -34,10 +36,13 @@ class Device(Protocol):
         """`run` on the stream that capture will use."""
 
     def capture(self, run: Callable[[], object]) -> Callable[[], None]:
-        """Records `run`; what is returned replays it."""
+        """Records `run`; what is returned replays it, and keeps `run` alive, which holds what the graph reads."""
 
-    def elapsed_ms(self, run: Callable[[], None]) -> float:
+    def elapsed_ms(self, run: Callable[[], object]) -> float:
         """Of `run` on the GPU."""
+
+    def free_memory(self) -> None:
+        """Of graphs that are gone, where much is kept."""
 
 
 class Cuda:
@@ -62,11 +67,17 @@ class Cuda:
         graph = torch.cuda.CUDAGraph()
         with self._current():  # `torch.cuda.graph` would also collect garbage and empty the allocator's cache
             graph.capture_begin(capture_error_mode="thread_local")
-            run()
-            graph.capture_end()
-        return graph.replay
+            try:
+                run()
+            finally:  # the stream would go on capturing
+                graph.capture_end()
 
-    def elapsed_ms(self, run: Callable[[], None]) -> float:
+        def replay(_kept: Callable[[], object] = run) -> None:
+            graph.replay()
+
+        return replay
+
+    def elapsed_ms(self, run: Callable[[], object]) -> float:
         start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         with self._current():
@@ -76,9 +87,15 @@ class Cuda:
         end.synchronize()
         return float(start.elapsed_time(end))
 
+    def free_memory(self) -> None:
+        """Each graph has a pool of its own, which the allocator keeps, and cannot give back during a capture."""
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        if _IDLE_PART * idle > torch.cuda.get_device_properties(self.device).total_memory:
+            torch.cuda.empty_cache()
+
 
 class GpuTimer:
-    """The GPU's counterpart of `timing.PrimitiveTimer`. Epilogue: bias and ReLU."""
+    """The GPU's counterpart of `timing.PrimitiveTimer`. Epilogue: ReLU and a bias, float32 as a folded batch norm's."""
 
     def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device) -> None:
         self.machine, self.dtype, self._device = machine, dtype, device
@@ -111,7 +128,9 @@ class GpuTimer:
         (perf_counter seconds) no further one is compiled, and those not yet begun are left out.
         """
         with torch.inference_mode():
-            return self._time(problem, primitives, rounds, deadline, abandon)
+            times = self._time(problem, primitives, rounds, deadline, abandon)
+        self._device.free_memory()
+        return times
 
     def time_transforms(
         self, shapes: Sequence[tuple[int, int, int, int]], *, rounds: int = 7, deadline: float | None = None
@@ -139,6 +158,20 @@ class GpuTimer:
     def _draw(self, *size: int) -> torch.Tensor:
         return torch.rand(size, device=self._device.device, dtype=self.dtype) - 0.5
 
+    def record(
+        self, p: ConvProblem, primitive: Primitive, src: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> Callable[[], None] | None:
+        """The replay of `calls(p)` calls. A subclass may leave a primitive out, by None."""
+        packed = primitive.prepack(p, weight)
+        packs = [packed, *(packed.clone() for _ in range(self.calls(p) - 1))]
+
+        def run(packs: Sequence[torch.Tensor]) -> None:
+            for packed in packs:
+                primitive.run(p, _RELU, src, packed, bias, None)
+
+        self._device.warm_up(lambda: run([packed]))
+        return self._device.capture(lambda: run(packs))
+
     def _time(
         self,
         p: ConvProblem,
@@ -148,27 +181,20 @@ class GpuTimer:
         abandon: float,
     ) -> dict[str, float]:
         draw = self._draw
-        weight, bias, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.oc), draw(p.mb, p.ic, p.ih, p.iw)
-        calls = self.calls(p)
+        weight, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.mb, p.ic, p.ih, p.iw)
+        bias = draw(p.oc).float()
+        sources = {layout: plain.contiguous(memory_format=layout.memory_format) for layout in Layout}
         timed, replays = [], []
         for primitive in primitives:
             if passed(deadline):
                 break
-            timed.append(primitive)
-            src = plain.contiguous(memory_format=primitive.src_layout.memory_format)
-            packs = [primitive.prepack(p, weight) for _ in range(calls)]
-
-            def run(
-                primitive: Primitive = primitive, src: torch.Tensor = src, packs: list[torch.Tensor] = packs
-            ) -> None:
-                for packed in packs:
-                    primitive.run(p, _RELU, src, packed, bias, None)
-
-            self._device.warm_up(run)
-            replays.append(self._device.capture(run))
+            replay = self.record(p, primitive, sources[primitive.src_layout], weight, bias)
+            if replay is not None:
+                timed.append(primitive)
+                replays.append(replay)
 
         def measure(index: int) -> float:
-            return self._device.elapsed_ms(replays[index]) / calls
+            return self._device.elapsed_ms(replays[index]) / self.calls(p)
 
         times = in_turns(measure, len(replays), rounds=rounds, abandon=abandon)
         return {q.name: float(ms) for q, ms in zip(timed, robust_ms(times), strict=True)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.data import read_problems
 from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine, cpu
-from convselect.operator_timing import time_operators
+from convselect.operator_timing import SHAPES, time_operators
 from convselect.primitive import Primitive, primitives
 from convselect.problem import ConvProblem
 from convselect.progress import reporting
@@ -27,6 +28,8 @@ from convselect.timing import PrimitiveTimer
 __all__ = ["Profiled", "operators_path", "profile", "read_problems"]
 
 SAVE_EVERY_S = 20.0
+_GPU_SHAPES = [(n, *shape[1:]) for n in (1, 32) for shape in SHAPES if shape[0] == 1]
+"""Of the layout transforms that are timed on a GPU."""
 
 _DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
 _SCHEMA = pa.schema(
@@ -78,7 +81,8 @@ def profile(
     rounds: int = 7,
     progress: bool | None = None,
 ) -> Profiled:
-    """Times every candidate that accepts it on every problem, and the operators between convolutions.
+    """Times every candidate that accepts it on every problem, and the operators between convolutions (of a GPU: the
+    changes of layout).
 
     Appends to the Parquet table `out` (columns: `ConvProblem`'s, primitive ms workspace_bytes machine threads family)
     and to `operators_path(out)` (key bytes threads ms machine). What the tables hold of this machine and number of
@@ -88,7 +92,7 @@ def profile(
     Args:
         problems: default the shipped grid.
         candidates: default all registered primitives of the timer's device.
-        timer: of a GPU, whose operators are not timed; default the CPU's.
+        timer: default the CPU's. What its `time_primitives` leaves out is timed again by the next call.
         threads: default torch's current number.
         budget_s: seconds after which no further problem is begun.
         progress: a progress bar on stderr; None when it is a terminal.
@@ -101,11 +105,15 @@ def profile(
         raise ValueError(f"the profile is to be written to {str(out)!r}, must end in .parquet")
     start = time.perf_counter()
     deadline = None if budget_s is None else start + budget_s
+    operators_deadline = None if budget_s is None else start + 0.1 * budget_s
     with _threads(threads):
         table = _Table(out, _SCHEMA)
         if timer is None:
             timer = PrimitiveTimer(cpu())
-            _profile_operators(operators_path(out), timer.machine, None if budget_s is None else start + 0.1 * budget_s)
+            _profile_operators(operators_path(out), timer.machine, time_operators, operators_deadline)
+        elif isinstance(timer, GpuTimer):
+            transforms = partial(timer.time_transforms, _GPU_SHAPES)
+            _profile_operators(operators_path(out), timer.machine, transforms, operators_deadline)
         machine = timer.machine
         candidates = primitives(machine.device) if candidates is None else candidates
         done = table.keys((*_DIMENSIONS, "primitive"), machine)
@@ -121,7 +129,7 @@ def profile(
                     if deadline is not None and time.perf_counter() >= deadline:
                         break
                     times = timer.time_primitives(problem, missing, rounds=rounds)
-                    for primitive in missing:
+                    for primitive in (q for q in missing if q.name in times):
                         table.append(_row(problem, primitive, times[primitive.name], machine))
                     finished += 1
                     timings += len(times)
@@ -145,12 +153,14 @@ def _row(problem: ConvProblem, primitive: Primitive, ms: float, machine: Machine
     }
 
 
-def _profile_operators(path: Path, machine: Machine, deadline: float | None) -> None:
+def _profile_operators(
+    path: Path, machine: Machine, time_all: Callable[..., Iterable[tuple[str, int, int, float]]], deadline: float | None
+) -> None:
     """Times the operators unless the table has them for this machine and number of threads."""
     table = _Table(path, _OPERATORS_SCHEMA)
     if table.keys(("key",), machine):
         return
-    for key, nbytes, threads, ms in time_operators(deadline=deadline):
+    for key, nbytes, threads, ms in time_all(deadline=deadline):
         table.append({"key": key, "bytes": nbytes, "threads": threads, "ms": ms, "machine": str(machine)})
     table.save()
 

@@ -1,20 +1,28 @@
-"""GPU primitives where there is no GPU: Triton's interpreter, machines that are not there, buffers that are watched."""
+"""GPU primitives where there is no GPU: Triton's interpreter, pretended machines and timers, watched buffers."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 
 from convselect.layout import Layout, strides
 from convselect.machine import Gpu
-from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, primitives
+from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, Primitive, primitives
 from convselect.primitives.gpu.base import TritonPrimitive, epilogue
 from convselect.problem import ConvProblem
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # conftest.py decides
+
+RATES = {"machine": "Some GPU", "date": "2000-01-01", "versions": "torch 0", "command": "gpu.sh", "tests": "passed",
+         "copy_gbs": 1000.0, "float16_tflops": 100.0, "tf32_tflops": 50.0, "float32_tflops": 10.0}  # fmt: skip
+needs_networks = pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="the networks are torchvision's, which is not installed"
+)
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TRITON = [primitive for primitive in primitives("cuda") if isinstance(primitive, TritonPrimitive)]
@@ -105,4 +113,63 @@ def run(
     return dst.cpu().double()
 
 
-__all__ = ["ACTIVATIONS", "DEVICE", "DTYPES", "TRITON", "able", "epilogue", "machine", "run", "to", "watched"]
+class Named(Primitive):
+    """Logs that it ran."""
+
+    device, src_layout, dst_layout = "cuda", Layout.NHWC, Layout.NHWC
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = self.family = name
+        self.log = log
+
+    def refusal(self, problem, machine):
+        return None
+
+    def workspace_bytes(self, problem, machine):
+        return 0
+
+    def packed_bytes(self, problem, machine):
+        return problem.weight_bytes
+
+    def prepack(self, problem, weight):
+        return weight.clone()
+
+    def run(self, problem, activation, src, packed, bias, residual):
+        assert src.is_contiguous(memory_format=torch.channels_last)
+        assert activation.kind == "relu"
+        assert bias is not None
+        self.log.append(self.name)
+        return src
+
+
+class FakeDevice:
+    """For a `GpuTimer`: every call takes 1 ms for each letter of its name; a replay runs nothing again."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, log: list[str]) -> None:
+        self.log, self.replayed, self.warmed, self.freed = log, [], [], 0
+
+    def warm_up(self, run: Callable[[], object]) -> None:
+        run()
+        self.warmed.append(list(self.log))
+        self.log.clear()
+
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        run()
+        captured = list(self.log)
+        self.log.clear()
+        return lambda: self.replayed.append(captured)
+
+    def elapsed_ms(self, run: Callable[[], None]) -> float:
+        run()
+        return float(sum(map(len, self.replayed[-1]))) or 1.0
+
+    def free_memory(self) -> None:
+        self.freed += 1
+
+
+__all__ = [
+    "ACTIVATIONS", "DEVICE", "DTYPES", "RATES", "TRITON", "FakeDevice", "Named", "able", "epilogue", "machine",
+    "needs_networks", "run", "to", "watched",
+]  # fmt: skip

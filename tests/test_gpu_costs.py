@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from gpu import machine
+from gpu import FakeDevice, Named, machine
 
 import convselect
 from convselect import calibration, profiling
 from convselect.costs import Costs, model_for, roofline, store, tables
+from convselect.costs.operators import DEFAULT
+from convselect.costs.train import Settings, train
 from convselect.gpu_timing import GpuTimer
-from convselect.layout import Layout
-from convselect.primitive import Primitive, primitives
+from convselect.primitive import primitives
 from convselect.problem import ConvProblem
 
 EARLY = ConvProblem(32, 1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
@@ -61,56 +63,6 @@ def test_what_torch_does_not_tell_has_defaults() -> None:
     assert roofline.Rates.of(replace(bare, isa="gfx942")).fma > 0
 
 
-class Named(Primitive):
-    device, src_layout, dst_layout = "cuda", Layout.NHWC, Layout.NHWC
-
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name = self.family = name
-        self.log = log
-
-    def refusal(self, problem, machine):
-        return None
-
-    def workspace_bytes(self, problem, machine):
-        return 0
-
-    def packed_bytes(self, problem, machine):
-        return problem.weight_bytes
-
-    def prepack(self, problem, weight):
-        return weight.clone()
-
-    def run(self, problem, activation, src, packed, bias, residual):
-        assert src.is_contiguous(memory_format=torch.channels_last)
-        assert activation.kind == "relu"
-        assert bias is not None
-        self.log.append(self.name)
-        return src
-
-
-class FakeDevice:
-    """Every call takes 1 ms for each letter of its name; a replay runs nothing again."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, log: list[str]) -> None:
-        self.log, self.replayed = log, []
-
-    def warm_up(self, run: Callable[[], object]) -> None:
-        run()
-        self.log.clear()
-
-    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
-        run()
-        captured = list(self.log)
-        self.log.clear()
-        return lambda: self.replayed.append(captured)
-
-    def elapsed_ms(self, run: Callable[[], None]) -> float:
-        run()
-        return float(sum(map(len, self.replayed[-1]))) or 1.0
-
-
 def test_timer() -> None:
     log: list[str] = []
     device = FakeDevice(log)
@@ -123,9 +75,27 @@ def test_timer() -> None:
     assert order[:3] == ["ab", "abc", 20 * "x"]
     rest = ["abc", 20 * "x", "ab", "ab", "abc", "ab", "abc"]
     assert order[3:] == rest, "what is slow twice is abandoned, the others take turns"
+    assert device.warmed == [["ab"], ["abc"], [20 * "x"]], "with one call, not with all"
+    assert device.freed == 1
 
 
-def test_a_profile_of_a_gpu(tmp_path: Path) -> None:
+def test_a_bias_is_as_folding_makes_it() -> None:
+    log: list[str] = []
+    biases: list[torch.dtype] = []
+
+    class Asked(Named):
+        def run(self, problem, activation, src, packed, bias, residual):
+            biases.append(bias.dtype)
+            assert src.dtype == packed.dtype == torch.float16
+            return super().run(problem, activation, src, packed, bias, residual)
+
+    timer = GpuTimer(machine("float16"), torch.float16, FakeDevice(log))
+    timer.time_primitives(ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1), [Asked("a", log)])
+    assert set(biases) == {torch.float32}
+
+
+def test_a_profile_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_GPU_SHAPES", [(1, 8, 4, 4), (2, 8, 4, 4)])
     log: list[str] = []
     problems = [ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 8, 4, 4, 8, 1, 1)]
     timer = GpuTimer(machine("float32"), torch.float32, FakeDevice(log))
@@ -136,7 +106,42 @@ def test_a_profile_of_a_gpu(tmp_path: Path) -> None:
     table = tables.read([out])
     assert table.machines == (str(timer.machine),) * 2
     assert table.ms == pytest.approx(np.array([[2.0, 3.0]] * 2))
-    assert not profiling.operators_path(out).exists()
+    rows = tables.read_operators([profiling.operators_path(out)])
+    assert sorted({(key, nbytes) for key, nbytes, *_ in rows}) == [
+        (key, n * 2 * 4 * 128) for key in ("to_nchw", "to_nhwc") for n in (1, 2)
+    ]
+
+
+def test_what_a_timer_leaves_out_is_timed_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_GPU_SHAPES", [])
+    log: list[str] = []
+    problems, named = [DEEP], [Named(name, log) for name in ("ab", "abc")]
+    timer, out = GpuTimer(machine("float32"), torch.float32, FakeDevice(log)), tmp_path / "gpu.parquet"
+    whole = timer.record
+    monkeypatch.setattr(timer, "record", lambda p, q, *rest: None if q.name == "ab" else whole(p, q, *rest))
+    assert profiling.profile(out, problems, named, timer=timer, progress=False).timings == 1
+    monkeypatch.setattr(timer, "record", whole)
+    assert profiling.profile(out, problems, named, timer=timer, progress=False).timings == 1
+    assert tables.read([out]).timings == 2
+
+
+def test_operators_that_were_not_timed_are_the_rooflines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained weights know the changes of layout only; without the rest a pooling would cost 100 times too much."""
+    here, operators = machine("float32"), tmp_path / "operators.parquet"
+    rows = [{"key": "to_nhwc", "bytes": n, "threads": 1, "ms": n / 1e9} for n in (10**6, 10**7)]
+    pq.write_table(pa.Table.from_pylist(rows), operators)
+    problems = [replace(EARLY, ic=ic) for ic in (16, 32, 64, 128)]
+    table = pa.Table.from_pylist(
+        [{**vars(p), "primitive": name, "ms": t} for p in problems for name, t in ms(p, "float32").items()]
+    )
+    monkeypatch.setattr("convselect.costs.prior.shipped", lambda machine: tmp_path / "gpu.safetensors")
+    prior = model_for(here)
+    train([table], operators=[operators], out=tmp_path / "gpu.safetensors", settings=Settings(steps=2), progress=False)
+    model = model_for(here)
+    assert model.primitives
+    assert model.operators.ms("to_nhwc", 5e6, 1) == pytest.approx(5e-3)
+    for key in ("to_nchw", "max_pool:3x3s2x2.nhwc", "add.nchw"):
+        assert model.operators.line(key, 1) == prior.operators.line(key, 1) != DEFAULT
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -13,7 +13,7 @@ from test_gpu_plans import Small
 from torch import nn
 
 import convselect
-from convselect import machine
+from convselect import gpu_timing, machine
 from convselect.cuda_graphs import CAPTURED, Cuda
 from convselect.primitive import get
 from convselect.primitives.gpu.base import no_triton
@@ -326,3 +326,26 @@ def test_each_graph_on_its_own_device() -> None:
             for i, (model, fast) in enumerate(zip(models, fasts, strict=True)):
                 x = randn(2, 3, 32, 32).to(f"cuda:{i}")
                 assert error(fast(x), exact(model, x)) <= BOUNDS["float32"]
+
+
+def test_a_capture_that_raises_leaves_the_stream_as_it_was() -> None:
+    device, x = gpu_timing.Cuda(), torch.zeros(1, device="cuda")
+
+    def broken() -> None:
+        x.add_(1)
+        raise LookupError("no engine")
+
+    with pytest.raises(LookupError):
+        device.capture(broken)
+    replay = device.capture(lambda: x.add_(1))
+    device.elapsed_ms(replay)
+    assert x.item() == 1
+
+
+def test_memory_of_graphs_that_are_gone_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = gpu_timing.Cuda()
+    device.elapsed_ms(device.capture(lambda: torch.zeros(2**28, device="cuda")))
+    before = torch.cuda.memory_reserved()
+    monkeypatch.setattr("convselect.gpu_timing._IDLE_PART", 1e9)
+    device.free_memory()
+    assert torch.cuda.memory_reserved() <= before - 2**30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -94,8 +95,14 @@ def _roofline(machine: Gpu) -> Roofline:
 
 
 def model_for(machine: Machine) -> Model:
-    """The weights shipped for `machine`; for a GPU that has none, the roofline."""
+    """The weights shipped for `machine`; for a GPU that has none, the roofline, which also has the operators that those
+    weights know no line of: a GPU's profile times layout transforms only.
+    """
     path = shipped(machine)
-    if isinstance(machine, Gpu) and not path.exists():
-        return _roofline(machine)
-    return CostModel.load(path)
+    if not isinstance(machine, Gpu):
+        return CostModel.load(path)
+    prior = _roofline(machine)
+    if not path.exists():
+        return prior
+    model = CostModel.load(path)
+    return replace(model, operators=OperatorModel(prior.operators.lines | model.operators.lines))

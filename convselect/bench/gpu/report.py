@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convselect.bench.gpu.compare import LABELS, OURS, SYSTEMS, Job
+from convselect.bench.gpu.compare import ALLOWED, LABELS, MOST_ERROR, OURS, SYSTEMS, Job
 from convselect.bench.report import geomean
 
 Record = Mapping[str, Any]
-"""Of networks.json: {"network", "batch", "precision", "floor_ms", "systems"}, the last from `compare`."""
+"""Of networks.json: {"network", "batch", "precision", "floor_ms", "model", "systems"}, the last from `compare`."""
 
 
 def ratio(record: Record) -> float | None:
@@ -35,15 +35,20 @@ def page(
     about: Record, ceilings: Record, models: Mapping[str, Record], records: Sequence[Record],
     failures: Sequence[Record], jobs: Sequence[Job],
 ) -> str:  # fmt: skip
-    """Markdown. `about`: {"machine", "date", "command", "versions"}; `models`: precision -> `CostModel.info`."""
+    """Markdown. `about`: {"machine", "date", "command", "versions", "tests"}; `models`: precision -> its info."""
     lines = [
         "# Results on a GPU", "",
-        f"{about['machine']}, {about['date']}; {about['versions']}. Command: `{about['command']}`.", "",
+        f"{about['machine']}, {about['date']}; {about['versions']}. Command: `{about['command']}`. "
+        f"The tests on this GPU: {about['tests']}.", "",
         "Milliseconds by events on the GPU, medians over interleaved rounds, all systems in one process and in "
-        "channels_last. cuDNN: eager mode with `benchmark=True`. Inductor: `max-autotune`, with CUDA graphs. The "
-        "speed-up is over the faster of the two. Of floor: the least time by two measured ceilings, layer by layer "
+        "channels_last. convselect: default options, each network calibrated on its own, as in a user's first run. "
+        "cuDNN: eager mode with `benchmark=True`. Inductor: `max-autotune`, with CUDA graphs, and with freezing, so "
+        "that it folds batch norms too. The speed-up is over the faster of the two. A system has no time where its "
+        f"output errs by more than {MOST_ERROR:g} times what eager does against float64, and by more than {ALLOWED:g} "
+        "(rel-L2). Of floor: the least time by two measured ceilings, layer by layer "
         "(FLOPs at the rate of a large matrix product, or bytes at that of a copy), over ours; values that stay in the "
-        "L2 and Winograd may pass it. First call: with compilation and calibration, and whatever was cached before.",
+        "L2 and Winograd may pass it. First call: with compilation and calibration, and with Triton's kernels cached "
+        "as far as they were compiled before.",
         "",
         f"Ceilings: a copy moves {ceilings['copy_gbs']:.0f} GB/s; a product of 8192 x 8192 matrices runs at "
         + ", ".join(
@@ -67,7 +72,7 @@ def page(
     if failures:
         lines += ["## What failed", ""]
         for failure in failures:
-            what = ", ".join(f"{value}" for key, value in failure.items() if key != "error")
+            what = ", ".join(f"{failure[key]}" for key in failure if key not in ("error", "log", "traceback"))
             lines.append(f"- {what}: {failure['error']}")
         lines.append("")
     if lack := missing(jobs, records, failures):
@@ -94,9 +99,13 @@ def _section(precision: str, batch: int, records: Sequence[Record]) -> list[str]
         slow = [r["network"] for r in records if (over := ratio(r)) is not None and over < 0.98]
         verdict = f"slower by more than 2%: {', '.join(slow)}" if slow else "none is slower by more than 2%"
         lines += ["", f"Geometric mean of the speed-up over {len(ratios)} networks: {geomean(ratios):.2f}; {verdict}."]
+    models = {record["model"]: [r["network"] for r in records if r["model"] == record["model"]] for record in records}
+    for model, names in models.items():
+        lines += ["", f"Chosen by {model}" + (f": {', '.join(names)}." if len(models) > 1 else ".")]
     for record in records:
-        lines += ["", *(f"{record['network']}, {LABELS[system]}: {found['absent']}."
-                        for system, found in record["systems"].items() if "absent" in found)]  # fmt: skip
+        for system, found in record["systems"].items():
+            for said in (found.get("absent"), *found.get("warnings", ())):
+                lines += ["", f"{record['network']}, {LABELS[system]}: {said}."] if said else []
     while lines[-1] == "":
         lines.pop()
     return [*lines, ""]
