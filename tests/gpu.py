@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from convselect.layout import Layout, strides
-from convselect.machine import Gpu
+from convselect.machine import Gpu, gpu
 from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, primitives
 from convselect.primitives.gpu.base import TritonPrimitive, epilogue
 from convselect.problem import ConvProblem
@@ -29,8 +30,13 @@ def machine(precision: str = "float32", capability: int = 90, triton: str = "3.6
     )  # fmt: skip
 
 
+def here(precision: str = "float32") -> Gpu:
+    """The GPU, or an H200 where there is none."""
+    return replace(gpu(), precision=precision) if DEVICE.type == "cuda" else machine(precision)
+
+
 def able(p: ConvProblem, precision: str = "float32") -> list[TritonPrimitive]:
-    return [primitive for primitive in TRITON if primitive.refusal(p, machine(precision)) is None]
+    return [primitive for primitive in TRITON if primitive.refusal(p, here(precision)) is None]
 
 
 GUARD = 1024
@@ -105,4 +111,4 @@ def run(
     return dst.cpu().double()
 
 
-__all__ = ["ACTIVATIONS", "DEVICE", "DTYPES", "TRITON", "able", "epilogue", "machine", "run", "to", "watched"]
+__all__ = ["ACTIVATIONS", "DEVICE", "DTYPES", "TRITON", "able", "epilogue", "here", "machine", "run", "to", "watched"]
