@@ -144,7 +144,7 @@ def compiled(capability: int, precision: str) -> list[dict[str, object]]:
             "warps": launch.warps, "registers": registers, "stack_bytes": stack,
             "shared_bytes": kernel.metadata.shared, "bound_bytes": bound, "wgmma": "wgmma.mma_async" in ptx,
             "conversions": kernel.asm["ttgir"].count("ttg.convert_layout"),
-            "adjacent_threads": "sizePerThread = [1, 1], threadsPerWarp = [1, 32]" in kernel.asm["ttgir"],
+            "adjacent_threads": "sizePerThread = [1, 1]" in kernel.asm["ttgir"],
             "load_bytes": plain(ptx, "ld"), "store_bytes": plain(ptx, "st"),
             "copy_bytes": sorted({int(size, 16) for size in COPY.findall(ptx)}),
         })  # fmt: skip
