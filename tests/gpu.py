@@ -6,12 +6,13 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from convselect.layout import Layout, strides
-from convselect.machine import Gpu
+from convselect.machine import Gpu, gpu
 from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, Primitive, primitives
 from convselect.primitives.gpu.base import TritonPrimitive, epilogue
 from convselect.problem import ConvProblem
@@ -37,8 +38,13 @@ def machine(precision: str = "float32", capability: int = 90, triton: str = "3.6
     )  # fmt: skip
 
 
+def here(precision: str = "float32") -> Gpu:
+    """The GPU, or an H200 where there is none."""
+    return replace(gpu(), precision=precision) if DEVICE.type == "cuda" else machine(precision)
+
+
 def able(p: ConvProblem, precision: str = "float32") -> list[TritonPrimitive]:
-    return [primitive for primitive in TRITON if primitive.refusal(p, machine(precision)) is None]
+    return [primitive for primitive in TRITON if primitive.refusal(p, here(precision)) is None]
 
 
 GUARD = 1024
@@ -170,6 +176,6 @@ class FakeDevice:
 
 
 __all__ = [
-    "ACTIVATIONS", "DEVICE", "DTYPES", "RATES", "TRITON", "FakeDevice", "Named", "able", "epilogue", "machine",
+    "ACTIVATIONS", "DEVICE", "DTYPES", "RATES", "TRITON", "FakeDevice", "Named", "able", "epilogue", "here", "machine",
     "needs_networks", "run", "to", "watched",
 ]  # fmt: skip

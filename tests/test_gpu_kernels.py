@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,16 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from conv_data import Data, activate, error
-from gpu import DEVICE, DTYPES, TRITON, able, run
+from gpu import DEVICE, DTYPES, TRITON, able, epilogue, here, run, to
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
+from convselect.kernels.triton import elementwise, launch
+from convselect.layout import Layout
+from convselect.machine import PRECISIONS
 from convselect.primitive import ACTIVATIONS, Activation
-from convselect.primitives.gpu.base import TritonPrimitive
+from convselect.primitives.gpu import base, igemm
+from convselect.primitives.gpu.base import TritonPrimitive, resident
 from convselect.problem import ConvProblem
 
 _SQUARE = ConvProblem(1, 1, 17, 6, 9, 33, 3, 3, 1, 1, 1, 1)
@@ -37,26 +43,38 @@ PROBLEMS = [
 ]  # fmt: skip
 """Edges, strides, dilation, groups, odd channels, several images; each small, since the interpreter is slow."""
 FEW = [PROBLEMS[i] for i in (0, 2, 10, 12, 13, 17, 20)]
+LARGE = [
+    ConvProblem(8, 1, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(32, 1, 64, 56, 56, 128, 3, 3, 1, 1, 1, 1),
+    ConvProblem(32, 1, 256, 14, 14, 512, 1, 1), ConvProblem(8, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
+    ConvProblem(8, 144, 144, 56, 56, 144, 5, 5, 2, 2, 2, 2), ConvProblem(8, 32, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1),
+]  # fmt: skip
+"""Like those of real networks: full vectors, more steps than stages, several tiles for each multiprocessor."""
+SEVERAL_TILES = ConvProblem(2, 1, 72, 14, 14, 40, 3, 3, 1, 1, 1, 1)
 EXACT_FAMILIES = {"igemm", "pointwise", "depthwise", "stem", "im2row", "grouped"}
 
 
 @pytest.fixture(autouse=True)
-def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies the bits of bfloat16 matrices as if they were integers; here it widens them first.
+def _products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter products are those of matrix units: exact in float32, of TF32 without the last 13 bits.
 
-    That is what matrix units do: products of bfloat16 are exact in float32.
+    Left alone, it would multiply all bits of TF32, and those of bfloat16 as if they were integers.
     """
     if DEVICE.type != "cpu":
         return
     plain = interpreter.InterpreterBuilder.create_dot
 
-    def widened(x: Any) -> Any:
-        if x.dtype.scalar != tl.bfloat16:
+    def factor(x: Any, tf32: bool) -> Any:
+        if x.dtype.scalar == tl.bfloat16:
+            bits = x.data.astype(np.uint32) << 16
+        elif tf32:
+            bits = x.data.view(np.uint32) & 0xFFFFE000
+        else:
             return x
-        return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
 
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return plain(self, widened(a), widened(b), *rest)
+    def create_dot(self: Any, a: Any, b: Any, acc: Any, precision: Any, *rest: Any) -> Any:
+        tf32 = a.dtype.scalar == tl.float32 and precision == ir.INPUT_PRECISION.TF32
+        return plain(self, factor(a, tf32), factor(b, tf32), acc, precision, *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
@@ -94,6 +112,75 @@ def test_other_precisions_with_an_epilogue(p: ConvProblem, precision: str) -> No
             primitive, p, precision, data.src, data.weight, data.bias, data.residual, Activation("relu")
         )  # fmt: skip
         assert error(got, want.relu()) <= primitive.error_bound_at(precision), primitive.name
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the interpreter would take hours")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("p", LARGE, ids=str)
+def test_large_problems(p: ConvProblem, precision: str) -> None:
+    data = rounded(Data(p), precision)
+    want = data.convolve(p, data.src) + data.bias.double()[:, None, None] + data.residual
+    for primitive in able(p, precision):
+        got = run(primitive, p, precision, data.src, data.weight, data.bias, data.residual, Activation("relu"))
+        assert error(got, want.relu()) <= primitive.error_bound_at(precision), primitive.name
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("p", [SEVERAL_TILES, *(LARGE[:2] if DEVICE.type == "cuda" else [])], ids=str)
+def test_persistent_programs(p: ConvProblem, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two computes several tiles, also on a GPU that could take all of them at once."""
+    monkeypatch.setattr(igemm, "resident", lambda device, shared_bytes: 2)
+    data = rounded(Data(p), precision)
+    want = data.convolve(p, data.src) + data.bias.double()[:, None, None]
+    persistent = [primitive for primitive in able(p, precision) if getattr(primitive, "persistent", False)]
+    assert persistent
+    for primitive in persistent:
+        got = run(primitive, p, precision, data.src, data.weight, data.bias)
+        assert error(got, want) <= primitive.error_bound_at(precision), primitive.name
+
+
+def test_how_many_persistent_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    h200 = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=233472)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h200)
+    found = {
+        p.name: resident.__wrapped__(torch.device("cuda"), p.shared_bytes()) for p in TRITON if p.family == "igemm"
+    }
+    assert found["igemm_128x64_persistent_nhwc"] == 2 * 132
+    assert found["igemm_128x128_persistent_nhwc"] == 132
+
+
+def test_weights_are_rounded_to_the_nearest_tf32() -> None:
+    """Where matrix units multiply them: these drop the bits that float32 has more."""
+    largest = torch.finfo(torch.float32).max
+    weight = torch.tensor([1 + 2**-11, 1 + 2**-12, -1 - 3 * 2**-12, 2**-149, largest, -largest, float("inf")])
+    want = torch.tensor([1 + 2**-10, 1, -1 - 2**-10, 0, largest, -largest, float("inf")])
+    assert torch.equal(launch.rounded(weight, True), want)
+    nans = torch.tensor([0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    assert launch.rounded(nans, True).isnan().all()
+    assert launch.rounded(weight, False) is weight
+
+
+@pytest.mark.parametrize("p", FEW, ids=str)
+def test_packed_weights_have_the_bits_of_tf32(p: ConvProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "tf32_allowed", lambda: True)
+    weight = Data(p).weight
+    for primitive in able(p, "tf32"):
+        packed = primitive.prepack(p, weight.clone())
+        computed_in_float32 = primitive.family == "depthwise" or primitive.name.startswith("winograd_f4x4")
+        assert bool((packed.view(torch.int32) & 0x1FFF).any()) == computed_in_float32, primitive.name
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("size", [(2, 24, 7, 9), (3, 70, 1, 1), (1, 3, 30, 30), (1, 1, 1, 1)], ids=str)
+def test_the_epilogue_alone(size: tuple[int, int, int, int], layout: Layout) -> None:
+    """In place, as after cuDNN."""
+    for dtype in (torch.float32, torch.float16):
+        dst, residual = (to(torch.randn(size), layout, dtype) for _ in range(2))
+        bias = torch.randn(size[1]).to(DEVICE, dtype)
+        want = (dst.double() + bias.double()[:, None, None] + residual.double()).relu()
+        end = epilogue(Activation("relu"), bias, residual)
+        launch.start(elementwise.launches(dst, dst, layout is Layout.NHWC, end), DEVICE)
+        assert error(dst.cpu().double(), want.cpu()) <= (1e-7 if dtype == torch.float32 else 5e-4)
 
 
 @pytest.mark.parametrize("p", PROBLEMS[1::3], ids=str)
@@ -145,6 +232,8 @@ def test_another_batch_than_planned(p: ConvProblem) -> None:
 
 def test_each_primitive_is_run() -> None:
     for primitive in TRITON:
+        if primitive.shared_bytes() > here().l1d_bytes:
+            continue  # on a smaller GPU than the H200 that is assumed where there is none
         precision = primitive.precisions[0]
         problems, parts = (PROBLEMS, 2) if precision == "float32" else (FEW, 3)
         assert any(primitive in share(p, parts, precision) for p in problems), primitive.name

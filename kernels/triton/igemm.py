@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from convselect.kernels.triton.common import finish, shifted, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision, right_factor, unit
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, dot_precision, right_factor, rounded, unit
 from convselect.problem import ConvProblem
 
 _GEOMETRY = [
@@ -116,7 +116,7 @@ def igemm_persistent(
     pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """As `igemm`, ungrouped, with a program for each multiprocessor."""
+    """As `igemm`, ungrouped; each program computes several tiles, one after another."""
     icg, ocg = icg * UNIT, ocg * UNIT
     tiles = (pixels + BM - 1) // BM * (ocp // BN)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=_FLATTEN):
@@ -169,15 +169,17 @@ def add_parts(
         offsets = (part * pixels.to(tl.int64) + rows)[:, None] * ocp + columns[None, :]
         acc += tl.load(partial + offsets, mask=mask, other=0.0)
     offsets = rows.to(tl.int64)[:, None] * oc + columns[None, :]
-    finish(acc, dst, offsets, mask, bias, columns[None, :], used, residual, alpha, beta, ACT)
+    channels = columns[None, :] + 0 * rows[:, None]  # bias laid out as dst is
+    finish(acc, dst, offsets, mask, bias, channels, used, residual, alpha, beta, ACT)
 
 
-def pack(weight: torch.Tensor, shape: tuple[int, ...], depth_first: bool) -> torch.Tensor:
+def pack(weight: torch.Tensor, shape: tuple[int, ...], matrix_units: bool) -> torch.Tensor:
     """`weight` [g * ocg, icg, kh, kw] in `shape`, that of packed."""
     g, (oc, icg, kh, kw) = shape[0], weight.shape
-    packed = right_factor(weight, shape, depth_first)
+    packed = right_factor(weight, shape, matrix_units)
     taps = packed.unflatten(1, (kh * kw, -1))
-    taps[:, :, :icg, : oc // g] = weight.reshape(g, oc // g, icg, kh * kw).permute(0, 3, 2, 1)
+    groups = rounded(weight, matrix_units).reshape(g, oc // g, icg, kh * kw)
+    taps[:, :, :icg, : oc // g] = groups.permute(0, 3, 2, 1)
     return packed
 
 

@@ -94,6 +94,22 @@ def unit(data: torch.Tensor, *sizes: int) -> int:
     return math.gcd(16 // data.element_size(), *sizes)
 
 
+_LARGEST_TF32 = (2 - 2**-10) * 2.0**127
+
+
+def rounded(weight: torch.Tensor, matrix_units: bool) -> torch.Tensor:
+    """`weight`, in float32 rounded to the nearest TF32, ties away from zero, where `matrix_units` multiply it.
+
+    They drop the last 13 bits, which shrinks a factor by 3.5e-4 on average, and a network's results once a layer.
+    """
+    if not matrix_units or weight.dtype != torch.float32:
+        return weight
+    nearest = ((weight.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(
+        weight.abs() <= _LARGEST_TF32, nearest, weight
+    )  # the rest would become infinite, or is not finite
+
+
 def right_factor(like: torch.Tensor, shape: tuple[int, ...], depth_first: bool) -> torch.Tensor:
     """Zeros of `shape` [..., k, n]. `depth_first`: elements adjacent in memory are those along k, otherwise along n.
 

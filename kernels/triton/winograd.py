@@ -17,7 +17,7 @@ import triton.language as tl
 
 from convselect.kernels.triton import gemm
 from convselect.kernels.triton.common import finish, source_pixel, split_index
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, right_factor, unit
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, right_factor, rounded, unit
 from convselect.problem import ConvProblem
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -134,6 +134,9 @@ def transform_product(
     t = tl.program_id(0).to(tiles.dtype) * BT + tl.arange(0, BT)
     channels = (tl.program_id(1) * BC + tl.arange(0, BC))[None, :]
     used = channels < oc
+    shift = 0.0
+    if bias is not None:
+        shift = tl.load(bias + channels + 0 * t[:, None], mask=used, other=0.0).to(tl.float32)
     offsets = t.to(tl.int64)[:, None] * ocp + channels
     columns = ()
     for j in tl.static_range(len(A[0])):
@@ -149,17 +152,18 @@ def transform_product(
             pixel, inside = source_pixel(n, y * M + i, x * M + j, oh, ow)
             mask = (inside & (t < tiles))[:, None] & used
             finish(
-                result[i * M + j], dst, pixel[:, None] * oc + channels, mask, bias, channels, used, residual,
+                result[i * M + j] + shift, dst, pixel[:, None] * oc + channels, mask, None, channels, used, residual,
                 alpha, beta, ACT,
             )  # fmt: skip
 
 
-def pack(weight: torch.Tensor, m: int, shape: tuple[int, int, int], depth_first: bool) -> torch.Tensor:
+def pack(weight: torch.Tensor, m: int, shape: tuple[int, int, int], matrix_units: bool) -> torch.Tensor:
     """`weight` [oc, ic, 3, 3], transformed in float64, in `shape`, that of packed."""
     g = torch.tensor(transform(m).g, dtype=torch.float64, device=weight.device)
     oc, ic, _, _ = weight.shape
-    packed = right_factor(weight, shape, depth_first)
-    packed[:, :ic, :oc] = torch.einsum("ik,ockl,jl->ijco", g, weight.double(), g).flatten(0, 1).to(weight.dtype)
+    packed = right_factor(weight, shape, matrix_units)
+    planes = torch.einsum("ik,ockl,jl->ijco", g, weight.double(), g).flatten(0, 1)
+    packed[:, :ic, :oc] = rounded(planes.to(weight.dtype), matrix_units)
     return packed
 
 

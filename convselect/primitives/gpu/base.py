@@ -26,6 +26,8 @@ EXACT_BOUNDS: Mapping[str, float] = {"float32": 2e-6, "tf32": 2e-3, "float16": 5
 HALF = ("float16", "bfloat16")
 MOST_WORKSPACE = 2**30
 """Bytes: what takes more has lost by the time it has moved them."""
+_RESERVED_BYTES = 1024
+"""Of shared memory, which CUDA takes for each block."""
 
 
 def element_bytes(precision: str) -> int:
@@ -74,9 +76,16 @@ def triton_works(device: torch.device) -> bool:
 
 
 @lru_cache
-def multiprocessors(device: torch.device) -> int:
-    """Of the GPU; 1 elsewhere, where Triton's interpreter runs."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def resident(device: torch.device, shared_bytes: int) -> int:
+    """How many blocks with so much shared memory the GPU has room for at once, two a multiprocessor at most.
+
+    1 elsewhere, where Triton's interpreter runs.
+    """
+    if device.type != "cuda":
+        return 1
+    found = torch.cuda.get_device_properties(device)
+    fitting = found.shared_memory_per_multiprocessor // (shared_bytes + _RESERVED_BYTES)
+    return int(found.multi_processor_count * max(1, min(2, fitting)))
 
 
 class TritonPrimitive(Primitive):

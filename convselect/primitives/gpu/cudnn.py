@@ -54,7 +54,7 @@ class GpuConvolution(TorchConvolution):
             from convselect.kernels.triton import elementwise
 
             end = epilogue(activation, bias, residual)
-            start(elementwise.launches(dst, self.dst_layout is Layout.NHWC, end), dst.device)
+            start(elementwise.launches(dst, dst, self.dst_layout is Layout.NHWC, end), dst.device)
             return dst
         if bias is not None:
             dst += bias[:, None, None]

@@ -8,13 +8,13 @@ from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS, Machine
 from convselect.primitive import register
-from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, multiprocessors, on_matrix_units
+from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, on_matrix_units, resident
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
 
 class ImplicitGemm(TritonPrimitive):
-    """`parts`: the depth is cut into so many, for few pixels of many channels. `persistent`: a program an SM."""
+    """`parts`: the depth is cut into so many, for few pixels of many channels. `persistent`: all programs fit."""
 
     tile: Tile
 
@@ -26,7 +26,7 @@ class ImplicitGemm(TritonPrimitive):
         super().__init__(name, family, Layout.NHWC, Layout.NHWC, rules)
 
     def shared_bytes(self) -> int:
-        exchange = 4 * self.tile.rows * self.tile.columns if self.persistent else 0
+        exchange = 4 * 16 * self.tile.warps * self.tile.columns if self.persistent else 0  # 16 rows a warp at a time
         return super().shared_bytes() + exchange  # the result is stored while the next tile's factors arrive
 
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class ImplicitGemm(TritonPrimitive):
     ) -> list[Launch]:  # fmt: skip
         from convselect.kernels.triton import igemm
 
-        programs = multiprocessors(src.device) if self.persistent else 0
+        programs = resident(src.device, self.shared_bytes()) if self.persistent else 0
         return igemm.launches(
             problem, self.tile, src, packed, dst, end, tf32, programs=programs, parts=self.parts
         )  # fmt: skip

@@ -21,8 +21,9 @@ def scale_shift(src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, act
     layout = next((layout for layout in Layout if holds(src, layout)), None)
     if layout is None or not src.numel() or not triton_works(src.device):
         return by_aten(src, scale, shift, activation)
-    from convselect.kernels.triton import scale_shift as kernel
+    from convselect.kernels.triton import elementwise
 
     dst = torch.empty_like(src, memory_format=layout.memory_format)
-    start(kernel.launches(src, scale, shift, dst, layout is Layout.NHWC, epilogue(activation, None, None)), src.device)
+    end = epilogue(activation, shift, None)
+    start(elementwise.launches(src, dst, layout is Layout.NHWC, end, scale), src.device)
     return dst

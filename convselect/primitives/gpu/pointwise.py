@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, right_factor, round_up
+from convselect.kernels.triton.launch import Epilogue, Launch, Tile, right_factor, round_up, rounded
 from convselect.layout import Layout
 from convselect.primitive import register
 from convselect.primitives.gpu.base import TritonPrimitive, on_matrix_units
@@ -36,11 +36,12 @@ class Pointwise(TritonPrimitive):
         return p.oc, round_up(p.ic, _ALIGNED)
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        matrix, nhwc = weight.detach().flatten(1), self.src_layout is Layout.NHWC
+        matrix_units, nhwc = on_matrix_units(weight.dtype), self.src_layout is Layout.NHWC
+        matrix = rounded(weight.detach(), matrix_units).flatten(1)
         if nhwc:
             matrix = matrix.t()
         shape = self.packed_shape(problem, weight.element_size())
-        packed = right_factor(matrix, shape, nhwc and on_matrix_units(matrix.dtype))
+        packed = right_factor(matrix, shape, nhwc and matrix_units)
         packed[: matrix.shape[0], : matrix.shape[1]] = matrix
         return packed
 

@@ -13,6 +13,10 @@ from convselect.problem import ConvProblem
 
 MOST_CHANNELS = 8
 """With more, a step of an implicit GEMM over the channels of one tap is full enough."""
+_DEPTH_BYTES = 64
+"""A block of patches has another shape than one of dst, whose vectors Triton would give to its threads as well: what is
+gathered one by one should be adjacent from thread to thread instead.
+"""
 
 
 def few_channels(p: ConvProblem) -> str | None:
@@ -46,7 +50,7 @@ class Stem(TritonPrimitive):
 
 
 register(
-    Stem("stem_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 2)),
-    Stem("stem_64x64_nchw_nhwc", Layout.NCHW, Tile(64, 64, 4, 2)),
-    Stem("stem_128x32_nchw_nhwc", Layout.NCHW, Tile(128, 32, 8, 2)),
+    Stem("stem_64x64_nhwc", Layout.NHWC, Tile(64, 64, 4, 2, _DEPTH_BYTES)),
+    Stem("stem_64x64_nchw_nhwc", Layout.NCHW, Tile(64, 64, 4, 2, _DEPTH_BYTES)),
+    Stem("stem_128x32_nchw_nhwc", Layout.NCHW, Tile(128, 32, 8, 2, _DEPTH_BYTES)),
 )
