@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from convselect import streams
 from convselect.layout import Layout
 from convselect.machine import Gpu, gpu
 from convselect.primitive import Activation, Primitive
@@ -65,7 +66,10 @@ class Cuda:
 
     def capture(self, run: Callable[[], object]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with self._current():  # `torch.cuda.graph` would also collect garbage and empty the allocator's cache
+        with (
+            streams.CAPTURES,
+            self._current(),
+        ):  # `torch.cuda.graph` would also collect garbage and empty the allocator's cache
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 run()
@@ -91,7 +95,8 @@ class Cuda:
         """Each graph has a pool of its own, which the allocator keeps, and cannot give back during a capture."""
         idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         if _IDLE_PART * idle > torch.cuda.get_device_properties(self.device).total_memory:
-            torch.cuda.empty_cache()
+            with streams.CAPTURES:
+                torch.cuda.empty_cache()
 
 
 class GpuTimer:
@@ -99,6 +104,7 @@ class GpuTimer:
 
     def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device) -> None:
         self.machine, self.dtype, self._device = machine, dtype, device
+        self._random = torch.Generator(device.device)  # the user's random numbers stay where they are
 
     @classmethod
     def here(cls, dtype: torch.dtype = torch.float32, index: int = 0) -> GpuTimer:
@@ -156,7 +162,7 @@ class GpuTimer:
         return rows
 
     def _draw(self, *size: int) -> torch.Tensor:
-        return torch.rand(size, device=self._device.device, dtype=self.dtype) - 0.5
+        return torch.rand(size, generator=self._random, device=self._device.device, dtype=self.dtype) - 0.5
 
     def record(
         self, p: ConvProblem, primitive: Primitive, src: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
@@ -165,9 +171,9 @@ class GpuTimer:
         packed = primitive.prepack(p, weight)
         packs = [packed, *(packed.clone() for _ in range(self.calls(p) - 1))]
 
-        def run(packs: Sequence[torch.Tensor]) -> None:
-            for packed in packs:
-                primitive.run(p, _RELU, src, packed, bias, None)
+        def run(packs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            """All results live until the last is there, so that none finds its memory in the L2."""
+            return [primitive.run(p, _RELU, src, packed, bias, None) for packed in packs]
 
         self._device.warm_up(lambda: run([packed]))
         return self._device.capture(lambda: run(packs))

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from convselect import streams
 from convselect.graph.capture import convolution, kept, scale_shift
 from convselect.graph.tensor_memory import metadata_of
+from convselect.machine import tf32_allowed
 
 _CPU = torch.device("cpu")
 
@@ -173,6 +174,7 @@ class _State:
         self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...], ready: streams.Ready | None = None
     ) -> None:
         self.packed, self.ready = packed, ready
+        self._tf32 = tf32_allowed()
         self._unversioned = list(filter(_only_data_tells, statics))
         self._copy = _flat(self._unversioned) if self._unversioned else None
         self._held, self._aliases = statics, [tensor.detach() for tensor in statics]
@@ -188,6 +190,7 @@ class _State:
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
         return (
             (statics is self._held or all(map(operator.is_, statics, self._held)))
+            and (self.ready is None or tf32_allowed() == self._tf32)  # a GPU's float32 weights are rounded for it
             and list(map(_ask, self._asked)) == self._answers
             and torch.ops.convselect.fingerprint(self._metadata) == self._fingerprints[0]
             # Only now: a storage that was moved (`share_memory_`, `resize_`) has given its old memory back.
