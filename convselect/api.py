@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from convselect.explanation import Explanation
 from convselect.options import Options
 from convselect.plan import merged
 from convselect.runtime import run_graphs
-from convselect.shortcut import Watcher, add_shortcuts
+from convselect.shortcut import as_compiled
+from convselect.watcher import Watcher
 
 _MOST_SIZES = 64
 """Compilations of one model, for different input sizes and modes, after which torch runs it eagerly and logs so."""
@@ -56,11 +59,12 @@ def compile(
             replays it: inputs are copied in, unless marked by `torch._dynamo.mark_static_address`, and results out.
             "never" does not.
         dynamic: as in `torch.compile`.
-        strict: raise `UnconvertedError` where otherwise a `ConvselectWarning` says that something runs unconverted.
+        strict: calls raise `UnconvertedError` where else a `ConvselectWarning` says that something runs unconverted.
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: an option has no such value, or `model` has parameters that are not initialised.
+        ValueError: an option has no such value, or `model` has parameters that are not initialised. A call raises it
+            where no plan fits in `memory_mb`.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is {model!r} ({type(model).__name__}), must be a torch.nn.Module")
@@ -75,11 +79,10 @@ def compile(
     torch_compile: Callable[..., Callable[..., Any]] = torch.compile  # its stubs know only some of these
     watcher = Watcher(model)
     fast = torch_compile(
-        model, backend=Backend(options, watcher.see_graph), dynamic=dynamic,
+        model, backend=Backend(options, watcher.for_backend()), dynamic=dynamic,
         options={"guard_filter_fn": watcher.see_guards}, **own,
     )  # fmt: skip
-    add_shortcuts(fast, watcher)
-    return fast
+    return as_compiled(fast, model, watcher, partial(compile, dynamic=dynamic, **asdict(options)))
 
 
 def explain(fast: Callable[..., Any], *inputs: torch.Tensor) -> Explanation:

@@ -49,9 +49,11 @@ class Backend:
 
     __name__ = "convselect"
 
-    def __init__(self, options: Options, made: Callable[[CompiledGraph], None] = lambda graph: None) -> None:
-        """`made` is told of each graph."""
-        self.options, self._made = options, made
+    def __init__(
+        self, options: Options, held: Callable[[CompiledGraph], Callable[[list[Any]], Any]] = lambda graph: graph
+    ) -> None:
+        """`held` is told of each graph, and gives what torch's caches are to hold of it, which outlive the model."""
+        self.options, self._held = options, held
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         wants_gradient = any(isinstance(value, torch.Tensor) and value.requires_grad for value in example_inputs)
@@ -124,10 +126,9 @@ class Backend:
                 body = CudaGraphs(body, Cuda(target.device), weights_read, uncaptured)
         weights = Constants(prepared.fold, prepacks, target.device)
         compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments, target.device)
-        self._made(compiled)
-        return compiled
+        return self._held(compiled)
 
-    def _unconverted(self, gm: GraphModule, reason: str) -> CompiledGraph:
+    def _unconverted(self, gm: GraphModule, reason: str) -> Callable[[list[Any]], Any]:
         """The graph as it was captured, with a plan that says why."""
         others = find_convolutions(gm.graph, set(), reason)
         self._report(others)
@@ -143,8 +144,7 @@ class Backend:
             unconverted_plan(others, self.options, str(device)), module, body or module,
             Constants(GraphModule({}, nothing), []), [], range(len(placeholders)),
         )  # fmt: skip
-        self._made(compiled)
-        return compiled
+        return self._held(compiled)
 
     def _report(self, others: Sequence[Unconverted]) -> None:
         for other in others:
@@ -242,7 +242,10 @@ def convselect(
     mode: str | None = None,
     options: Mapping[str, object] | None = None,
 ) -> Callable[..., Any]:
-    """The entry point `torch.compile(model, backend="convselect", options={...})`."""
+    """The entry point `torch.compile(model, backend="convselect", options={...})`.
+
+    What it raises arrives as the `inner_exception` of Dynamo's `BackendCompilerFailed`.
+    """
     if mode is not None:
         raise ValueError(f"mode is {mode!r}, but the convselect backend has no modes; use options={{...}}")
     return Backend(Options.of(options))(gm, example_inputs)

@@ -15,7 +15,10 @@ class ConvselectWarning(UserWarning):
 
 
 class UnconvertedError(RuntimeError):
-    """Raised instead of a `ConvselectWarning` when `strict=True`."""
+    """Raised instead of a `ConvselectWarning` when `strict=True`.
+
+    With `torch.compile(model, backend="convselect")` it is the `inner_exception` of Dynamo's `BackendCompilerFailed`.
+    """
 
 
 def brief(error: Exception) -> str:

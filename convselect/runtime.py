@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ _CPU = torch.device("cpu")
 _AHEAD_CYCLES = 100_000_000
 """50 ms at 2 GHz: longer than the host takes to launch a network."""
 
-_recorders: list[list[Run]] = []
+_recorders: ContextVar[tuple[list[Run], ...]] = ContextVar("_recorders", default=())
 
 
 class CompiledGraph:
@@ -50,7 +51,7 @@ class CompiledGraph:
     def run(self, statics: list[torch.Tensor], rest: list[Any]) -> Any:
         """Of the static inputs, and the inputs that the body takes after the constants."""
         results = self._body(self._constants.current(statics), *rest)
-        for recorder in _recorders:
+        for recorder in _recorders.get():
             recorder.append(Run(self, statics, rest, results))
         return results
 
@@ -128,14 +129,13 @@ class Run(NamedTuple):
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Run]]:
-    """Collects the compiled graphs that run inside."""
+    """Collects the compiled graphs that this thread runs inside."""
     record: list[Run] = []
-    _recorders.append(record)
+    token = _recorders.set((*_recorders.get(), record))
     try:
         yield record
     finally:
-        # By identity: two recorders may hold equal records.
-        _recorders[:] = [other for other in _recorders if other is not record]
+        _recorders.reset(token)
 
 
 def run_graphs(fast: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> list[Run]:

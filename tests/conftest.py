@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch._dynamo.eval_frame import OptimizedModule
 
 # Triton's kernels run on the GPU if there is one, else in its interpreter; Triton must know when it is imported.
 if not torch.cuda.is_available() or torch.version.hip:
@@ -25,3 +26,17 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each call of a compiled model that goes through Dynamo."""
+    calls: list[int] = []
+    original = OptimizedModule.__call__
+
+    def count(self: OptimizedModule, *args: object, **kwargs: object) -> object:
+        calls.append(1)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(OptimizedModule, "__call__", count)
+    return calls

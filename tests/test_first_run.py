@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 import convselect
 from convselect import calibration, machine
@@ -59,7 +60,7 @@ def test_the_first_run_calibrates_and_the_second_does_not(cache: Path, monkeypat
     forbid(monkeypatch)
     run_once()
     run_once(calibrate="never")
-    with pytest.raises(Exception, match="calibrated again"):
+    with pytest.raises(BackendCompilerFailed, match="calibrated again"):
         run_once(calibrate="always")
 
 

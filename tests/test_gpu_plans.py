@@ -217,7 +217,10 @@ def test_other_devices_stay_with_aten(
         assert reason in layer.refusals["every primitive"]
     assert reason in str(convselect.explain(fast, x))
     torch._dynamo.reset()
-    with torch.inference_mode(), pytest.raises(Exception, match=r"several devices|only CPUs and NVIDIA"):
+    with (
+        torch.inference_mode(),
+        pytest.raises(convselect.UnconvertedError, match=r"several devices|only CPUs and NVIDIA"),
+    ):
         convselect.compile(model, strict=True)(x)
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 import convselect
 from convselect.options import Options
@@ -39,8 +40,12 @@ def test_bad_options_are_named(options: dict[str, object], words: list[str]) -> 
 def test_an_unknown_option_names_the_nearest() -> None:
     torch._dynamo.reset()
     fast = torch.compile(block(), backend="convselect", options={"acuracy": "fast"})
-    with torch.inference_mode(), pytest.raises(Exception, match=r"unknown option 'acuracy'.*'accuracy'"):
+    with (
+        torch.inference_mode(),
+        pytest.raises(BackendCompilerFailed, match=r"unknown option 'acuracy'.*'accuracy'") as failed,
+    ):
         fast(X)
+    assert isinstance(failed.value.inner_exception, ValueError)
 
 
 def test_dynamic_is_torch_compiles_own() -> None:
