@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch._dynamo.eval_frame import OptimizedModule
 
 # Triton's kernels run on the GPU if there is one, else in its interpreter; Triton must know when it is imported.
 if not torch.cuda.is_available() or torch.version.hip:
@@ -31,6 +30,8 @@ def set_threads() -> Iterator[Callable[[int], None]]:
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with each call of a compiled model that goes through Dynamo."""
+    from torch._dynamo.eval_frame import OptimizedModule  # it imports Triton
+
     calls: list[int] = []
     original = OptimizedModule.__call__
 

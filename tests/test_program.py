@@ -260,6 +260,26 @@ def test_batches_that_are_computed_from_the_inputs() -> None:
             close(got, want)
 
 
+class MakesTensors(nn.Module):
+    """In `forward`, from numbers: constants of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x)) * torch.tensor(2.0)) + torch.tensor([1.0, 3.0])[1]
+
+
+@pytest.mark.parametrize("remainder", ["eager", "inductor"])
+@torch.inference_mode()
+def test_tensors_made_in_forward(remainder: str) -> None:
+    torch._dynamo.reset()
+    model = MakesTensors().eval()
+    fast = convselect.compile(model, calibrate="never", strict=True, remainder=remainder)
+    close(fast(X), model(X))
+
+
 @torch.inference_mode()
 def test_default_types_and_devices_do_not_matter() -> None:
     model, fast = compiled("classifier")

@@ -176,10 +176,10 @@ def test_a_kept_heap_has_no_page_faults() -> None:
         torch.ones(12 * 2**20)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    given_back = min(faults() for _ in range(5))
+    given_back = max(faults() for _ in range(5))
     with kept_heap():
         assert min(faults() for _ in range(5)) < given_back / 10, "at first it may take other blocks each time"
-    assert min(faults() for _ in range(5)) > given_back / 2, "it is as before again"
+    assert max(faults() for _ in range(5)) > given_back / 2, "it is as before again"
 
 
 def test_timing_leaves_the_users_random_numbers_and_defaults_alone() -> None:

@@ -130,7 +130,9 @@ class _Lowering:
                 self._convolution(node, option)
             else:
                 self._operator(node, option)
-        self.lowered.module = GraphModule({}, self.new)
+        self.lowered.module = GraphModule(
+            self.graph.owning_module or {}, self.new
+        )  # which has tensors made in `forward`
         return self.lowered
 
     def _place(self, node: Node, layout: Where) -> None:

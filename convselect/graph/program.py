@@ -264,4 +264,4 @@ def split(module: GraphModule, constants: int) -> GraphModule:
             close(stretch)
             stretch = []
         made[node] = new.node_copy(node, operand)
-    return GraphModule({}, new)
+    return GraphModule(module, new)
