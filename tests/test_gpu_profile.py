@@ -20,7 +20,8 @@ from convselect.kernels.triton.launch import Launch
 from convselect.problem import ConvProblem
 
 WORKER = """
-import json, os, sys, time
+import json, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as the worker does: a shell may have it ignored
 note, failures, how = sys.argv[1:]
 failed = json.load(open(failures)) if os.path.exists(failures) else []
 for name in "abc":
