@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 import convselect.kernels  # noqa: F401  (loads the operators)
-from convselect.heap import kept_heap
 from convselect.layout import Layout, holds
 from convselect.pooling import ARGUMENTS, windowed
 from convselect.timing import Run, draw, interleaved, robust_ms
@@ -84,7 +83,7 @@ def time_operators(
     (perf_counter seconds) leaves no time for are left out.
     """
     rows: list[OperatorTime] = []
-    with torch.inference_mode(), kept_heap():
+    with torch.inference_mode():
         for shape in shapes:
             if deadline is not None and time.perf_counter() >= deadline:
                 break
@@ -97,7 +96,7 @@ def time_transforms(
 ) -> list[OperatorTime]:
     """The transforms alone; calibration has no time for more."""
     rows: list[OperatorTime] = []
-    with torch.inference_mode(), kept_heap():
+    with torch.inference_mode():
         for shape in shapes:
             if deadline is not None and time.perf_counter() >= deadline:
                 break

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convselect.heap import kept_heap
 from convselect.machine import Machine
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
@@ -157,7 +156,7 @@ class PrimitiveTimer:
 
     Once a round a buffer larger than the last-level cache is streamed through by all threads; each candidate's packed
     weights are touched by no other, so they are cold when its turn comes. Epilogue: bias and ReLU. Times are those of
-    `Primitive.run` with torch's current number of threads.
+    `Primitive.prepared` with torch's current number of threads.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -184,7 +183,7 @@ class PrimitiveTimer:
         warms up, is that slow, then that call. After `deadline` (perf_counter seconds) nothing is started, and
         candidates that were not timed are left out.
         """
-        with torch.inference_mode(), kept_heap():
+        with torch.inference_mode():
             return self._time(problem, primitives, rounds, deadline, abandon)
 
     def _time(
@@ -202,31 +201,26 @@ class PrimitiveTimer:
 
         result: dict[str, float] = {}
         timed: list[Primitive] = []
-        packs: list[torch.Tensor] = []
+        runs: list[Run] = []
         best = np.inf
         for primitive in primitives:
             if passed(deadline):
                 break
             src = sources[primitive.src_layout]
-            packed = primitive.prepack(p, weight)
+            run = primitive.prepared(p, _RELU, src, primitive.prepack(p, weight), bias)
             start = time.perf_counter_ns()
-            primitive.run(p, _RELU, src, packed, bias, None)
+            run()
             ms = (time.perf_counter_ns() - start) * 1e-6
             if ms > abandon * best + _FIRST_CALL_MS:
                 result[primitive.name] = ms
                 continue
             best = min(best, ms)
             timed.append(primitive)
-            packs.append(packed)
-
-        def runner(primitive: Primitive, packed: torch.Tensor) -> Run:
-            src = sources[primitive.src_layout]
-            return lambda: primitive.run(p, _RELU, src, packed, bias, None)
+            runs.append(run)
 
         def warm_source(index: int) -> None:
             sources[timed[index].src_layout].mul_(1.0)
 
-        runs = [runner(primitive, packed) for primitive, packed in zip(timed, packs, strict=True)]
         times = interleaved(
             runs, rounds=rounds, before=self.flush, between=warm_source, deadline=deadline, abandon=abandon
         )

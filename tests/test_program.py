@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ import convselect
 from convselect.graph import slices
 from convselect.graph.arena import Buffer, place
 from convselect.graph.program import Segment
+from convselect.machine import cpu
+from convselect.planning import leaving_ms
+from convselect.primitive import get
+from convselect.problem import ConvProblem
 from convselect.runtime import run_graphs
 
 X = torch.randn(2, 3, 12, 13)
@@ -327,3 +332,14 @@ def test_living_buffers_do_not_overlap() -> None:
                 alive_together = a.first <= b.last and b.first <= a.last
                 apart = a.offset + a.floats <= b.offset or b.offset + b.floats <= a.offset
                 assert apart or not alive_together
+
+
+def test_leaving_the_program_costs_a_large_batch() -> None:
+    """A library's layer ends the slices around it; with one image, or few activations, there are none."""
+    library, ours = get("onednn_nhwc"), get("pointwise_nhwc")
+    large = ConvProblem(8, 1, 16, 112, 112, 96, 1, 1)
+    here = replace(cpu(), threads=2)
+    assert leaving_ms(ours, large, here) == 0
+    assert leaving_ms(library, large, here) > 1
+    assert leaving_ms(library, large.with_batch(1), here) == 0
+    assert leaving_ms(library, ConvProblem(8, 1, 16, 7, 7, 16, 1, 1), here) == 0

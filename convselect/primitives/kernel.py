@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 import convselect.kernels  # noqa: F401  (loads the operators)
-from convselect.layout import Layout
+from convselect.layout import Layout, strides
 from convselect.machine import Machine
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.problem import ConvProblem
@@ -68,6 +69,21 @@ class KernelPrimitive(Primitive):
         return _OPS.conv(
             src, packed, bias, residual, self.kernel, problem.geometry, ACTIVATIONS.index(kind), alpha, beta
         )
+
+    def prepared(
+        self, problem: ConvProblem, activation: Activation, src: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor
+    ) -> Callable[[], object]:
+        """Into memory that stays, as a program's arena does: glibc gives blocks of 32 MiB and more back as soon as they
+        are freed, and a call that takes such a one for its result pays for every page again.
+        """
+        size = (src.shape[0], problem.oc, problem.oh, problem.ow)
+        dst = src.new_empty_strided(size, strides(size, self.dst_layout))
+        nbytes = _OPS.workspace_bytes(self.kernel, _sizes(problem), problem.geometry, torch.get_num_threads())
+        kind, alpha, beta = activation
+        return partial(
+            _OPS.conv_out, dst, src.new_empty(nbytes // 4), src, packed, bias, None, self.kernel, problem.geometry,
+            ACTIVATIONS.index(kind), alpha, beta,
+        )  # fmt: skip
 
 
 def _sizes(problem: ConvProblem) -> list[int]:
