@@ -163,7 +163,8 @@ class CompiledModule(OptimizedModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # a part of another model, or exported: as Dynamo takes torch's own class
-            return self._modules["_orig_mod"](*args, **kwargs)  # Dynamo does not trace the `__getattr__` of its class
+            model: Any = self._modules["_orig_mod"]  # Dynamo does not trace the `__getattr__` of its class
+            return model(*args, **kwargs)
         shortcuts = self.__dict__.get("_shortcuts")
         try:
             if kwargs or shortcuts is None or _has_hooks(self):
