@@ -153,7 +153,10 @@ def _problem(
         return None
     _, ic, ih, iw = (batch, *(int(size) for size in src.shape[1:]))
     oc, _, kh, kw = (int(size) for size in weight.shape)
-    return ConvProblem(batch, groups, ic, ih, iw, oc, kh, kw, *stride, *padding, *dilation)
+    (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
+    return ConvProblem(
+        mb=batch, g=groups, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh, dw=dw
+    )
 
 
 def size_hint(size: int | torch.SymInt) -> int:
