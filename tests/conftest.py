@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from clock import Clock
 
 # Triton's kernels run on the GPU if there is one, else in its interpreter; Triton must know when it is imported.
 if not torch.cuda.is_available() or torch.version.hip:
@@ -25,6 +26,14 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def solver_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """By which the PBQP solver goes: a millisecond of its budget is 1000 looks, whatever the machine."""
+    from convselect.selection import bound, pbqp
+
+    return Clock.of(monkeypatch, bound, pbqp, look_s=1e-6)
 
 
 @pytest.fixture
