@@ -168,6 +168,7 @@ void convolutions(const KernelTable& table) {
       check(false, "not a line this test knows");
       continue;
     }
+    check(kernels[name]->takes(p), "the primitive takes it, the kernel does not");
     data.make(p);
     Tally& tally = tallies[name];
     const int64_t turn = tally.problems++;  // each kernel meets each variant
