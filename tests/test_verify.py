@@ -322,3 +322,21 @@ def test_invalid_programs_are_refused() -> None:
         run(torch.tensor(header), arena, [torch.zeros(1, 2, 3, 4)], None)
     with pytest.raises(RuntimeError, match="arena has 16 elements"):
         run(torch.tensor(header), torch.zeros(32)[::2], [x], None)
+
+
+@pytest.mark.parametrize("change", ["channels_last", "a slice", "expanded", "transposed"])
+def test_an_input_of_other_strides_is_copied(change: str) -> None:
+    """As those of a traced value are not always what ATen's operator gives: nothing is read outside of it either."""
+    x = torch.randn(2, 3, 4, 5)
+    given = {
+        "channels_last": lambda: x.contiguous(memory_format=torch.channels_last),
+        "a slice": lambda: torch.cat([x, x], 3)[..., :5],
+        "expanded": lambda: x[:1].expand(2, -1, -1, -1),
+        "transposed": lambda: x.transpose(2, 3).contiguous().transpose(2, 3),
+    }[change]()
+    copy = [STEPS.index("scale_shift"), 17, 1, 1, x.numel(), 0, 2 << 48, 0, 0, 0, 3 << 48, 0, 0, 0, 0, 0, 0]
+    words = torch.tensor([torch.get_num_threads(), 0, 1, 1, 1, *(4, *x.shape, *x.stride()) * 2, *copy])
+    torch.ops.convselect.verify(words, [])
+    (got,) = torch.ops.convselect.run(words, torch.empty(0), [given], None)
+    assert torch.equal(got, given)
+    assert got.stride() == x.stride()

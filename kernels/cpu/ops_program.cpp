@@ -58,15 +58,23 @@ void verify_program(Tensor words, std::vector<Tensor> constants) {
          *loaded().table);
 }
 
-void check_input(const Tensor& input, const Shape& shape) {
+// A program's input: itself, or a copy with the strides that the program was made for. Those of a traced value are not
+// always the ones that an operator of ATen gives it.
+Tensor with_strides(const Tensor& input, const Shape& shape) {
   check_float(input, "an input");
   STD_TORCH_CHECK(input.dim() == shape.dim, "an input has ", input.dim(), " dimensions, the program expects ",
                   shape.dim);
-  for (int64_t d = 0; d < shape.dim; ++d)
-    STD_TORCH_CHECK(
-        input.size(d) == shape.sizes[d] && (input.size(d) == 1 || input.stride(d) == shape.strides[d]),
-        "an input has size ", input.size(d), " and stride ", input.stride(d), " in dimension ", d,
-        ", the program expects ", shape.sizes[d], " and ", shape.strides[d]);
+  const int64_t *const sizes = input.sizes().data(), *const strides = input.strides().data();
+  bool as_expected = true;
+  for (int64_t d = 0; d < shape.dim; ++d) {
+    STD_TORCH_CHECK(sizes[d] == shape.sizes[d], "an input has size ", sizes[d], " in dimension ", d,
+                    ", the program expects ", shape.sizes[d]);
+    as_expected = as_expected && (sizes[d] == 1 || strides[d] == shape.strides[d]);
+  }
+  if (as_expected || input.numel() == 0) return input;
+  Tensor copy = empty_strided(shape.dim, shape.sizes, shape.strides);
+  torch::stable::copy_(copy, input);
+  return copy;
 }
 
 // Runs a program that has been verified. The caller keeps alive what absolute addresses point to.
@@ -83,8 +91,8 @@ std::vector<Tensor> run_program(Tensor words, Tensor arena, std::vector<Tensor> 
                   " inputs, the program has ", program.inputs);
   std::vector<char*> bases{nullptr, static_cast<char*>(arena.mutable_data_ptr())};
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(bases[1]) % 64 == 0, "arena must be aligned to 64 bytes");
-  for (const Tensor& input : inputs) {
-    check_input(input, program.shape());
+  for (Tensor& input : inputs) {
+    input = with_strides(input, program.shape());
     bases.push_back(const_cast<char*>(static_cast<const char*>(input.const_data_ptr())));
   }
   std::vector<Tensor> outputs;
