@@ -262,6 +262,31 @@ def test_pooling(shape: tuple[int, ...], arguments: tuple, ceil: bool) -> None:
         torch.testing.assert_close(got, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("size", [7, 56, 1024, 2048])
+def test_the_average_of_a_large_map(size: int) -> None:
+    """Of constants, in which rounding errors add up, and of a picture."""
+    constants = [0.1, 1 / 3, 0.7310586, 3.1415927, 16777215.0, -1e-30]
+    x = torch.empty(1, len(constants) + 2, size, size, memory_format=torch.channels_last)
+    x[0, :-2] = torch.tensor(constants)[:, None, None]
+    x[0, -2:] = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
+    got = OPS.pool2d(x, [size, size, size, size, 0, 0, 1, 1, 1, 1], False, True, 0)
+    want = x.double().mean((2, 3), keepdim=True)
+    assert ((got - want) / want).abs().max() <= 5e-7
+
+
+@pytest.mark.parametrize("size", [7, 28, 29, 56, 113])
+@pytest.mark.parametrize(
+    "special", [{}, {0: torch.nan}, {0: torch.inf}, {1: -torch.inf}, {0: torch.inf, 1: -torch.inf}], ids=str
+)
+def test_the_average_of_what_is_not_finite(size: int, special: dict[int, float]) -> None:
+    """As the sum has it: infinities of two signs make NaN, and a channel's neighbours see nothing of it."""
+    x = torch.rand(2, 21, size, size).contiguous(memory_format=torch.channels_last)
+    for i, value in special.items():
+        x[1, 2, -1 - i, size // 2] = value
+    got = OPS.pool2d(x, [size, size, size, size, 0, 0, 1, 1, 1, 1], False, True, 0)
+    torch.testing.assert_close(got, x.double().mean((2, 3), keepdim=True).float(), equal_nan=True, rtol=5e-7, atol=0)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 7), (10, 64), (1000, 513), (33, 1280)])
 @pytest.mark.parametrize("bias", [False, True])
