@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from convselect import upsampling
 from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, scale_shift
 from convselect.graph.operators import in_both, is_activation, layout_of
@@ -172,6 +173,10 @@ class _Lowering:
         elif node.target in ARGUMENTS and option.reads is Layout.NHWC and self._is_ours(node.args[0].meta["val"]):
             arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
             new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
+        elif node.target in upsampling.ARGUMENTS and option.reads is Layout.NHWC and node.meta["val"].device.type == "cpu":
+            arguments = upsampling.ARGUMENTS[node.target](*node.args[1:], **node.kwargs)
+            operands = torch.fx.map_arg((node.args[0], *arguments), operand)
+            new = self.new.call_function(torch.ops.convselect.upsample2d.default, operands)
         else:
             new = self.new.node_copy(node, operand)
         self.made[node] = new

@@ -163,6 +163,19 @@ void run(Step kind, Reader r, const KernelTable& table, const Parallel& parallel
       p.dst_stride = r.number();
       return table.pool(p, parallel);
     }
+    case Step::upsample: {
+      Upsample u{};
+      int64_t* const fields[] = {&u.mb, &u.channels, &u.ih, &u.iw, &u.oh, &u.ow};
+      for (int64_t* field : fields) *field = r.number();
+      u.linear = r.number();
+      u.align_corners = r.number();
+      u.step_h = r.real();
+      u.step_w = r.real();
+      u.src = r.address();
+      u.dst = r.address();
+      u.dst_stride = r.number();
+      return table.upsample(u, parallel);
+    }
   }
 }
 

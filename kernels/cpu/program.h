@@ -5,7 +5,7 @@
 namespace convselect {
 
 // The order is that of STEPS in convselect/graph/steps.py.
-enum class Step : int64_t { conv, to_layout, scale_shift, linear, pool };
+enum class Step : int64_t { conv, to_layout, scale_shift, linear, pool, upsample };
 
 // Runs `count` steps. A step is a record of 64-bit words: its kind, its length, then the fields of the kernel's own
 // structure in their order, activations as (kind, alpha, beta) with the bits of doubles. An address is a number of
