@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect import machine
+from convselect.data import GRID, read_problems
 from convselect.primitive import Primitive, primitives
-from convselect.problem import ConvProblem
+from convselect.problem import DIMENSIONS, ConvProblem
 
 SHAPES = Path(__file__).parents[2] / "shared" / "data" / "conv_shapes.csv"
-SAMPLE = int(os.environ.get("CONVSELECT_TEST_SAMPLE", "0"))  # run this many problems of each kind; 0: all
-MAX_MACS = 1_000_000 if SAMPLE else 8_000_000
+"""More layers of real networks, where somebody has them; a checkout of its own does not."""
+MAX_MACS = 8_000_000
 MAX_RANDOM_MACS = 1_000_000
 
 
 def corner_problems() -> list[ConvProblem]:
     """Each a corner that some kernel could get wrong."""
-    square = ConvProblem(1, 1, 17, 13, 13, 33, 3, 3, 1, 1, 1, 1)
-    one = ConvProblem(1, 1, 24, 9, 11, 100, 1, 1)
-    wide = ConvProblem(2, 1, 3, 19, 23, 16, 7, 7, 2, 2, 3, 3)
-    depthwise = ConvProblem(1, 24, 24, 14, 15, 24, 3, 3, 1, 1, 1, 1)
+    square = ConvProblem(ic=17, ih=13, iw=13, oc=33, kh=3, kw=3, ph=1, pw=1)
+    one = ConvProblem(ic=24, ih=9, iw=11, oc=100, kh=1, kw=1)
+    wide = ConvProblem(mb=2, ic=3, ih=19, iw=23, oc=16, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3)
+    depthwise = ConvProblem(g=24, ic=24, ih=14, iw=15, oc=24, kh=3, kw=3, ph=1, pw=1)
     small = replace(square, ic=5, oc=12)
     filters = ((1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1), (5, 5), (7, 7))
     maps = ((9, 11), (14, 6), (3, 20))
@@ -55,7 +55,7 @@ def corner_problems() -> list[ConvProblem]:
         replace(depthwise, kh=31, kw=31, ph=15, pw=15), replace(depthwise, g=2, ic=34, oc=66, kh=7, kw=7, ph=3, pw=3),
         replace(square, ic=2, oc=3, kh=9, kw=9, ph=9, pw=8, dh=2), replace(square, kh=5, kw=13, ph=5, pw=12, mb=2),
         replace(square, ic=3, oc=4, kh=7, kw=9, ih=40, iw=200), replace(square, kh=11, kw=11, ph=5, pw=5, mb=2),
-        ConvProblem(2, 1, 1, 23, 1, 16, 3, 3, 1, 2, 1, 1),
+        ConvProblem(mb=2, ic=1, ih=23, iw=1, oc=16, kh=3, kw=3, sw=2, ph=1, pw=1),
     ]  # fmt: skip
 
 
@@ -72,9 +72,9 @@ def random_problems(count: int) -> list[ConvProblem]:
         dh, dw = (1, 1) if kind == "plain" else draw.choice(((1, 1), (1, 1), (2, 2), (1, 3), (2, 1)))
         try:
             problem = ConvProblem(
-                draw.choice((1, 1, 2, 7)), g, g * ic, draw.choice((1, 5, 7, 10, 14, 23, 56)),
-                draw.choice((1, 4, 7, 11, 14, 37, 56)), g * oc, kh, kw, sh, sw, draw.choice((0, kh // 2, kh)),
-                draw.choice((0, kw // 2, kw)), dh, dw,
+                mb=draw.choice((1, 1, 2, 7)), g=g, ic=g * ic, ih=draw.choice((1, 5, 7, 10, 14, 23, 56)),
+                iw=draw.choice((1, 4, 7, 11, 14, 37, 56)), oc=g * oc, kh=kh, kw=kw, sh=sh, sw=sw,
+                ph=draw.choice((0, kh // 2, kh)), pw=draw.choice((0, kw // 2, kw)), dh=dh, dw=dw,
             )  # fmt: skip
         except ValueError:
             continue
@@ -104,22 +104,23 @@ def shrunk(p: ConvProblem) -> ConvProblem:
 
 
 def real_problems() -> list[ConvProblem]:
-    if not SHAPES.exists():
-        return []
-    names = [field.name for field in fields(ConvProblem)]
-    with SHAPES.open() as file:
-        rows = [ConvProblem(**{name: int(row[name]) for name in names}) for row in csv.DictReader(file)]
-    return list(dict.fromkeys(shrunk(p) for p in rows))
+    """Of the grid that profiles time, and of `SHAPES`."""
+    rows = read_problems(GRID)
+    if SHAPES.exists():
+        with SHAPES.open() as file:
+            rows += [ConvProblem(**{name: int(row[name]) for name in DIMENSIONS}) for row in csv.DictReader(file)]
+    return list(dict.fromkeys(map(shrunk, rows)))
 
 
-def some(problems: list[ConvProblem]) -> list[ConvProblem]:
-    return problems[:: max(1, len(problems) // SAMPLE)] if SAMPLE else problems
+def spread(problems: list[ConvProblem], count: int) -> list[ConvProblem]:
+    """Up to `count` of them, from all over the list."""
+    return problems[:: -(-len(problems) // count)]
 
 
 CORNERS = corner_problems()
 RANDOM = random_problems(2000)
 REAL = real_problems()
-FEW = CORNERS[:: 9 if SAMPLE else 3]
+FEW = CORNERS[::3]
 MACHINE = machine.cpu()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from convselect.graph.arena import Buffer
 from convselect.graph.slices import head_of
@@ -22,6 +23,7 @@ from convselect.graph.steps import (
     is_step,
     is_view,
     takes_strides,
+    tensors_of,
 )
 from convselect.machine import cpu
 
@@ -154,8 +156,8 @@ class _Sizes:
 def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> tuple[dict[Node, Value], list[Buffer]]:
     """Where each value of the segment lies, and the buffers with their lifetimes.
 
-    A value has a buffer of its own, shares its source's (a view), or lies in a range of the channels of the
-    concatenation that it is for.
+    A value has a buffer of its own, shares its source's (a view, both of which are dense), or lies in a range of the
+    channels of the concatenation that it is for.
     """
     home = _homes(segment)
     given = {node: 2 + i for i, node in enumerate((*segment.inputs, *segment.outputs))}
@@ -165,13 +167,13 @@ def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> 
     for node in (*segment.inputs, *segment.nodes):
         at = position.get(node, 0)
         if node in position and is_view(node):
-            values[node] = values[node.args[0]]
-            buffer = values[node].address.buffer
+            owner, address = node, values[node.args[0]].address
+            buffer = address.buffer
         else:
             owner, channel = home.get(node, (node, 0))
-            shape = sizes(owner)
-            buffer = buffers.setdefault(owner, Buffer(math.prod(shape), at, at, given.get(owner, 1)))
-            values[node] = Value(Address(buffer, channel), shape[1] if len(shape) == 4 else 0)
+            buffer = buffers.setdefault(owner, Buffer(math.prod(sizes(owner)), at, at, given.get(owner, 1)))
+            address = Address(buffer, channel)
+        values[node] = Value(address, sizes(owner)[1] if len(sizes(owner)) == 4 else 0)
         buffer.last = max(buffer.last, at, *(position.get(user, 0) for user in node.users))
     return values, list(buffers.values())
 
@@ -213,10 +215,6 @@ def _channels(node: Node) -> int:
     return int(node.meta["val"].shape[1])
 
 
-def _is_tensor(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.Tensor)
-
-
 def split(module: GraphModule, constants: int) -> GraphModule:
     """`module`, whose first `constants` inputs are packed weights and biases, with its stretches of steps as segments.
 
@@ -229,6 +227,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
         made[node] = new.placeholder(node.name)
     given = placeholders[:constants]
     symbols = [node for node in placeholders if isinstance(node.meta.get("val"), torch.SymInt)]
+    known = {node.meta["val"].node.expr for node in symbols}
 
     def operand(node: Node) -> Node:
         if node not in made:  # a constant that a node of no segment reads
@@ -243,8 +242,8 @@ def split(module: GraphModule, constants: int) -> GraphModule:
                 outside.add(node)
         results = [n for n in stretch if n not in outside and any(u not in inside or u in outside for u in n.users)]
         if results:
-            sources = dict.fromkeys(source for node in stretch for source in node.all_input_nodes)
-            inputs = [n for n in sources if n not in inside and n not in given and _is_tensor(n)]
+            sources = dict.fromkeys(source for node in stretch for source in tensors_of(node))
+            inputs = [n for n in sources if n not in inside and n not in given]
             values = packed, tuple(map(operand, symbols)), *map(operand, inputs)
             call = new.call_function(Segment(stretch, symbols, inputs, results, given), values)
             for i, node in enumerate(results):
@@ -257,7 +256,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
     for node in module.graph.nodes:
         if node.op == "placeholder":
             continue
-        if is_step(node):
+        if is_step(node) and free_symbols(node.meta["val"]) <= known:  # not of sizes that depend on data
             stretch.append(node)
             continue
         if stretch:

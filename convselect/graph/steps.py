@@ -33,7 +33,7 @@ def is_step(node: Node) -> bool:
     if node.op != "call_function" or not _is_float(node):
         return False
     value, target = node.meta["val"], node.target
-    sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+    sources = tensors_of(node)
     if isinstance(target, Call):
         return isinstance(target.primitive, KernelPrimitive)
     if not all(_is_float(source) and _is_dense(source) for source in sources):
@@ -55,6 +55,11 @@ def is_step(node: Node) -> bool:
     return False
 
 
+def tensors_of(node: Node) -> list[Node]:
+    """The operands of `node` that are tensors; others are sizes."""
+    return [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+
+
 def is_view(node: Node) -> bool:
     """Whether `node`, a step, is the bytes of its source."""
     if node.target is to_layout:
@@ -66,6 +71,8 @@ def excited(node: Node) -> tuple[Node, Node] | None:
     """(x, s) where `node` is x [mb, c, h, w] times s [mb, c, 1, 1] by channel; None if it is another product."""
     for x, s in (node.args, node.args[::-1]):
         if not (isinstance(x, Node) and isinstance(s, Node)):
+            return None
+        if not (isinstance(x.meta["val"], torch.Tensor) and isinstance(s.meta["val"], torch.Tensor)):  # sizes
             return None
         shapes = x.meta["val"].shape, s.meta["val"].shape
         if len(shapes[0]) == 4 and shapes[1] == (*shapes[0][:2], 1, 1) and _same_layout(node, [x], shape=True):
