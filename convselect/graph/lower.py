@@ -12,7 +12,7 @@ from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, scale_shift
 from convselect.graph.operators import in_both, is_activation, layout_of
 from convselect.layout import Layout, dense, holds
-from convselect.pooling import ARGUMENTS
+from convselect.pooling import ARGUMENTS, Arguments
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.primitives.gpu import norms
 from convselect.problem import ConvProblem
@@ -157,9 +157,14 @@ class _Lowering:
         self.made[node].meta |= {"val": _empty(node.meta["val"], option.gives), "layer": spec.name}
 
     @staticmethod
-    def _is_ours(value: torch.Tensor) -> bool:
-        """Whether a kernel of ours pools `value` in NHWC."""
-        return value.device.type == "cpu" and not in_both(value)
+    def _pooling(node: Node, option: Option) -> Arguments | None:
+        """What the operator that pools in NHWC takes after its source, where it computes `node`."""
+        if node.target not in ARGUMENTS or option.reads is not Layout.NHWC:
+            return None
+        src = node.args[0].meta["val"]
+        if src.device.type != "cpu" or in_both(src):
+            return None
+        return ARGUMENTS[node.target](src.shape, node.meta["val"].shape, *node.args[1:], **node.kwargs)
 
     def _operator(self, node: Node, option: Option) -> None:
         def operand(value: Node) -> Node:
@@ -169,9 +174,8 @@ class _Lowering:
         if node.target is scale_shift:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
             new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
-        elif node.target in ARGUMENTS and option.reads is Layout.NHWC and self._is_ours(node.args[0].meta["val"]):
-            arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
-            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
+        elif (pooling := self._pooling(node, option)) is not None:
+            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *pooling))
         else:
             new = self.new.node_copy(node, operand)
         self.made[node] = new

@@ -8,7 +8,7 @@ from torch.fx import Node
 from convselect.graph.capture import scale_shift
 from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
-from convselect.pooling import windowed
+from convselect.pooling import mean_arguments, windowed
 
 aten = torch.ops.aten
 
@@ -58,12 +58,21 @@ def kind_of(node: Node) -> str | None:
         return None
     if node.target is aten._to_copy.default and node.kwargs.keys() != {"dtype"}:
         return None
-    if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
-        return None
+    if kind == "mean":
+        return _mean(node)
     if kind in ("max_pool", "avg_pool"):
         stride = node.args[2] if len(node.args) > 2 else node.kwargs.get("stride", ())
         return windowed(kind, node.args[1], stride)
     return kind
+
+
+def _mean(node: Node) -> str | None:
+    """A global average is predicted as the pooling with one window that it is in NHWC on the CPU."""
+    if not (len(node.args) > 2 and node.args[2]):
+        return None
+    src = node.args[0].meta["val"]
+    pooling = mean_arguments(src.shape, node.meta["val"].shape, *node.args[1:], **node.kwargs)
+    return "mean" if pooling is None or src.device.type != "cpu" else windowed("avg_pool", src.shape[2:])
 
 
 def layout_of(value: torch.Tensor) -> Layout | None:
