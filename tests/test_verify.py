@@ -40,7 +40,7 @@ class Net(nn.Module):
         y = F.relu(self.a(y) + y)
         y = F.relu(self.norm(torch.cat([F.max_pool2d(y, 3, 1, 1), self.b(y)], 1)))
         y = self.last(y * torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))) + y
-        return F.interpolate(y, scale_factor=2), self.fc(y.mean((2, 3)))
+        return y, self.fc(F.interpolate(y, scale_factor=2).mean((2, 3)))
 
 
 def conv(ic: int, oc: int) -> nn.Module:
