@@ -170,7 +170,7 @@ def prepare(graph: Graph, static: set[Node], target: Target) -> Prepared:
     others = find_convolutions(graph, constant, target)
     constant = constants(graph, static)
     fold_batch_norms(graph, constant)
-    simplify(graph)
+    simplify(graph, constant)
     fuse_epilogues(graph)
     fuse_activations_into_norms(graph)
     replace_linears(graph)

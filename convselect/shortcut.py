@@ -162,9 +162,11 @@ class CompiledModule(OptimizedModule):
     """What `torch.compile` makes of a module, with shortcuts, and with our errors as we raised them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a part of another model, or exported: as Dynamo takes torch's own class
+            return self._modules["_orig_mod"](*args, **kwargs)  # Dynamo does not trace the `__getattr__` of its class
         shortcuts = self.__dict__.get("_shortcuts")
         try:
-            if kwargs or shortcuts is None or _has_hooks(self) or torch.compiler.is_compiling():
+            if kwargs or shortcuts is None or _has_hooks(self):
                 return super().__call__(*args, **kwargs)
             return shortcuts.call(super().__call__, args)
         except BackendCompilerFailed as failed:  # Dynamo's, around whatever a backend raises
