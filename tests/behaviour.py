@@ -55,15 +55,15 @@ class Behaviour:
 def copies(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """Copies that lie in memory and share it as `tensors` do. `dtype`: of the floating-point ones."""
     memory: dict[int, Tensor] = {}
-    made = []
+    made: dict[int, Tensor] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
         if storage._cdata not in memory:
             whole = torch.empty(0, dtype=tensor.dtype).set_(storage)
-            memory[storage._cdata] = whole.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True)
+            memory[storage._cdata] = whole.to(dtype if tensor.is_floating_point() else None, copy=True)
         whole = memory[storage._cdata]
-        made.append(whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()))
-    return made
+        made[id(tensor)] = whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+    return [made[id(tensor)] for tensor in tensors]
 
 
 class _Noise(TorchDispatchMode):

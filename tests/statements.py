@@ -112,7 +112,7 @@ KINDS = {
         "F.pad({x}, (1, 2, 0, 0), mode='reflect')", "F.pad({x}, (0, 1, 2, 0), mode='replicate')",
         "F.pad({x}, (1, 1, 0, 0), value=0.5)", "F.pad({x}, (0, -1))", "F.pixel_unshuffle({x}, 2)",
         "F.channel_shuffle({x}, 2)", "{x}.repeat_interleave(2, 1)", "torch.tril({x})", "{x}.cumsum(-1)",
-        "{x}[:, [0, -1]]", "{x}.sort(-1)[0]", "{x}.rot90(1, (2, 3))", "F.unfold({x}, 2)",
+        "torch.stack([{x}[:, 0], {x}[:, -1]], 1)", "{x}.sort(-1)[0]", "{x}.rot90(1, (2, 3))", "F.unfold({x}, 2)",
         "F.grid_sample({x}, {x}[:, :2].permute(0, 2, 3, 1), align_corners=False)",
         "{x}.view(n, 2, {c} // 2, {h}, {w}).transpose(1, 2).reshape(n, {c}, {h}, {w})",
     )),
