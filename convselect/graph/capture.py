@@ -95,9 +95,10 @@ def constants(graph: Graph, static: set[Node]) -> set[Node]:
     for node in graph.nodes:
         if node.op == "get_attr":  # a tensor that `forward` made of numbers
             constant.add(node)
-        elif node.op == "call_function" and all(source in constant for source in node.all_input_nodes):
-            if not node.is_impure() and not _is_random(node):
-                constant.add(node)
+        if node.op != "call_function" or node.is_impure() or _is_random(node):
+            continue
+        if all(source in constant for source in node.all_input_nodes):
+            constant.add(node)
     return constant
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from convselect.graph.aliasing import may_alias
 from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, known_size, scale_shift, size_hint
 from convselect.graph.operators import in_both, is_activation, layout_of
+from convselect.graph.results import Strides
 from convselect.layout import Layout, dense, holds, strides
 from convselect.pooling import ARGUMENTS
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
@@ -110,16 +112,28 @@ class _Lowering:
         self.readers[value, layout].append(reader)
         return self.copies[value, layout]
 
-    def _result(self, value: Node, layout: Where, reader: Node) -> Node:
-        """What the graph returns for `value`: with eager's strides, also where sizes of 1 make them meaningless."""
-        made, traced = self.read(value, layout, reader), value.meta.get("val")
-        if not isinstance(traced, torch.Tensor) or (given := made.meta["val"]).stride() == traced.stride():
+    def _output(self, node: Node) -> None:
+        """Results have eager's strides, also where sizes of 1 make them meaningless."""
+        strides: Strides = node.meta.get("strides", {})
+        results = [
+            self._result(value, node, strides.get(position)) if isinstance(value, Node) else value
+            for position, value in enumerate(node.args[0])
+        ]
+        self.new.output(tuple(results))
+
+    def _result(self, value: Node, output: Node, eager: tuple[int, ...] | None) -> Node:
+        traced = value.meta.get("val")
+        made = self.read(value, layout_of(traced) if is_activation(traced) else None, output)
+        if not isinstance(traced, torch.Tensor):
             return made
-        strides = tuple(map(known_size, traced.stride()))
-        if None in strides:
+        given, to = made.meta["val"], eager or tuple(map(known_size, traced.stride()))
+        if None in to or given.stride() == to:
             return made
-        result = self.new.call_function(with_strides if _alike(given, traced) else copied, (made, strides))
-        result.meta["val"] = traced
+        alike = _alike(given, to)
+        if not alike and may_alias(value):  # a copy would not be what it is a view of
+            return made
+        result = self.new.call_function(with_strides if alike else copied, (made, to))
+        result.meta["val"] = torch.empty_strided(traced.shape, to, dtype=traced.dtype, device=traced.device)
         return result
 
     def run(self) -> Lowered:
@@ -133,6 +147,8 @@ class _Lowering:
             option = self.chosen[node]
             if node.target is kept:
                 self._place(node, self.constants[node.meta["constants"][0]], node.meta["val"], option)
+            elif node.op == "output":
+                self._output(node)
             elif node.target is convolution:
                 self._convolution(node, option)
             else:
@@ -174,8 +190,7 @@ class _Lowering:
     def _operator(self, node: Node, option: Option) -> None:
         def operand(value: Node) -> Node:
             traced = value.meta.get("val")
-            layout = option.reads or (layout_of(traced) if is_activation(traced) else None)
-            return self._result(value, layout, node) if node.op == "output" else self.read(value, layout, node)
+            return self.read(value, option.reads or (layout_of(traced) if is_activation(traced) else None), node)
 
         if node.target is scale_shift:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
@@ -221,10 +236,10 @@ def _hints(value: torch.Tensor) -> tuple[int, ...]:
     return tuple(map(size_hint, value.shape))
 
 
-def _alike(value: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether strides differ only where sizes of 0 or 1 make them meaningless."""
-    strides = zip(value.shape, value.stride(), other.stride(), strict=True)
-    return value.numel() == 0 or all(size == 1 or mine == others for size, mine, others in strides)
+def _alike(value: torch.Tensor, to: tuple[int, ...]) -> bool:
+    """Whether `value` has the strides `to` but for where sizes of 0 or 1 make them meaningless."""
+    dimensions = zip(value.shape, value.stride(), to, strict=True)
+    return 0 in value.shape or all(size == 1 or stride == other for size, stride, other in dimensions)
 
 
 def _empty(value: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -101,10 +101,9 @@ def _adaptive_average(graph: Graph, node: Node) -> None:
     if same and src.meta["val"].stride() != node.meta["val"].stride():
         return
     window = [length // parts for length, parts in zip(size, out, strict=True)]
+    target, arguments = (aten.clone.default, (src,)) if same else (aten.avg_pool2d.default, (src, window))
     with graph.inserting_before(node):
-        new = graph.call_function(
-            aten.clone.default if same else aten.avg_pool2d.default, (src,) if same else (src, window)
-        )
+        new = graph.call_function(target, arguments)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
