@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -169,3 +170,12 @@ def check(
         alone = replace(expected, eager=Behaviour.of(torchs(), copies(inputs)))
         assert alone.difference(got) is None, difference
     return got
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """No warnings of what stays with ATen, nor of what torch deprecates; one of an error in convselect fails the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", "(?s).*an error in convselect")
+        yield

@@ -52,9 +52,10 @@ class InTurn(Backend):
         self._backends, self.current = backends, 0
 
     def _compile(
-        self, dynamo_placeholders: Sequence[Node], gm: GraphModule, example_inputs: Sequence[Any]
+        self, dynamo_module: GraphModule, dynamo_inputs: Sequence[Any], gm: GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[[list[Any]], Any]:
-        made = [each._compile(dynamo_placeholders, copy.deepcopy(gm), example_inputs) for each in self._backends]
+        given = dynamo_module, dynamo_inputs
+        made = [backend._compile(*given, copy.deepcopy(gm), example_inputs) for backend in self._backends]
 
         def run(args: list[Any]) -> Any:
             return made[self.current](args)

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
 import torch
-from behaviour import Behaviour, check
+from behaviour import Behaviour, check, only_errors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from plans import InTurn, RandomPlans
@@ -27,9 +26,7 @@ from convselect.options import Options
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """What stays with ATen is announced, and torch warns of some of what random models do."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with only_errors():
         yield
 
 

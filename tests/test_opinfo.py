@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from behaviour import check
+from behaviour import check, only_errors
 from torch import Tensor, nn
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import ModuleInfo, module_db
@@ -48,6 +47,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "non-contiguous": lambda x: noncontiguous_like(x) if x.numel() else x,
     "no image": lambda x: x[:0] if x.dim() else x,
 }
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with only_errors():
+        yield
 
 
 class Call(NamedTuple):

@@ -21,7 +21,7 @@ from torch._dynamo.source import LocalSource
 from torch._guards import GuardSource, TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node, Tracer
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatefulSymbolicContext
 
 Backend = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
@@ -52,30 +52,35 @@ class Compiled:
     def __init__(self, model: nn.Module, backend: Backend, inputs: Sequence[Tensor], dynamic: bool) -> None:
         graph = _Tracer().trace(model)
         placeholders = graph.find_nodes(op="placeholder")
-        self._shapes = ShapeEnv()
-        mode = FakeTensorMode(shape_env=self._shapes)
-        self._fakes = [self._fake(mode, f"x{i}", value, dynamic) for i, value in enumerate(inputs)]
-        _replace_batch(graph, placeholders[0], self._fakes[0].shape[0])
         self._parameters = _lift_parameters(graph, model, placeholders[-1])
-        self._dynamic = graph.find_nodes(op="placeholder")[0] is not placeholders[0]
-        example = [*self._fakes, *(mode.from_tensor(each, static_shapes=True) for each in self._parameters)]
-        if self._dynamic:
-            example.insert(0, self._fakes[0].shape[0])
-        with tracing(TracingContext(mode)):
-            self._function = backend(GraphModule(model, graph), example)
-
-    @staticmethod
-    def _fake(mode: FakeTensorMode, name: str, value: Tensor, dynamic: bool) -> Tensor:
-        sizes = [DimDynamic.DUCK if dynamic and dim == 0 else DimDynamic.STATIC for dim in range(value.dim())]
-        return mode.from_tensor(value, source=LocalSource(name), symbolic_context=StatelessSymbolicContext(sizes))
+        self._shapes = ShapeEnv()
+        context = TracingContext(FakeTensorMode(shape_env=self._shapes))
+        for node, value in zip(graph.find_nodes(op="placeholder"), (*inputs, *self._parameters), strict=True):
+            context.tensor_to_context[value] = _symbols(node.name, value, dynamic and node in placeholders)
+        self._fakes = [_fake(context, value) for value in inputs]
+        batch = self._fakes[0].shape[0]
+        self._dynamic = isinstance(batch, torch.SymInt)
+        _replace_batch(graph, placeholders[0], batch)
+        with tracing(context):
+            self._function = backend(GraphModule(model, graph), [*[batch] * self._dynamic, *inputs, *self._parameters])
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         same = all(mine.dim() == value.dim() for mine, value in zip(self._fakes, inputs, strict=True))
         return same and self._shapes.evaluate_guards_for_args(self._fakes, inputs, ignore_static=False)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        batch = [inputs[0].shape[0]] if self._dynamic else []
-        return tuple(self._function(*batch, *inputs, *self._parameters))
+        return tuple(self._function(*[inputs[0].shape[0]] * self._dynamic, *inputs, *self._parameters))
+
+
+def _symbols(name: str, value: Tensor, dynamic: bool) -> StatefulSymbolicContext:
+    """Which sizes of a tensor are symbols: the first one or none."""
+    sizes = [DimDynamic.DUCK if dynamic and dim == 0 else DimDynamic.STATIC for dim in range(value.dim())]
+    return StatefulSymbolicContext(sizes, tensor_source=LocalSource(name), shape_env_to_source_to_symbol_cache={})
+
+
+def _fake(context: TracingContext, value: Tensor) -> Tensor:
+    symbols = context.tensor_to_context[value]
+    return context.fake_mode.from_tensor(value, source=symbols.tensor_source, symbolic_context=symbols)
 
 
 def _replace_batch(graph: Graph, first: Node, batch: int | torch.SymInt) -> None:
