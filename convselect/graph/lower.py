@@ -80,8 +80,8 @@ def with_strides(value: torch.Tensor, to: tuple[int, ...]) -> torch.Tensor:
 
 
 def copied(value: torch.Tensor, to: tuple[int, ...]) -> torch.Tensor:
-    """A copy of `value` with these strides."""
-    return value.new_empty_strided(value.shape, to).copy_(value)
+    """`value` with these strides: a copy, unless ATen gave them, of which tracing knew otherwise."""
+    return value if value.stride() == to else value.new_empty_strided(value.shape, to).copy_(value)
 
 
 class _Lowering:

@@ -33,7 +33,7 @@ def is_step(node: Node) -> bool:
     if node.op != "call_function" or not _is_float(node):
         return False
     value, target = node.meta["val"], node.target
-    sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+    sources = tensors_of(node)
     if isinstance(target, Call):
         return isinstance(target.primitive, KernelPrimitive)
     if not all(_is_float(source) and _is_dense(source) for source in sources):
@@ -53,6 +53,11 @@ def is_step(node: Node) -> bool:
     if activation_of(node) is not None:
         return value.is_contiguous() or _same_layout(node, sources)
     return False
+
+
+def tensors_of(node: Node) -> list[Node]:
+    """The operands of `node` that are tensors; others are sizes."""
+    return [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
 
 
 def is_view(node: Node) -> bool:
