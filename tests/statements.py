@@ -62,7 +62,7 @@ KINDS = {
         "F.conv1d({x}.flatten(2), self.{kernel}.flatten(2)[..., :3], padding=1)",
         "F.conv3d({x}[:, :, None], self.{kernel}[:, :, None], padding=[0, 1, 1])",
         "F.conv_transpose2d({x}, self.{transposed})",
-        "F.conv_transpose2d({x}, self.{transposed}, stride=2, padding=1, output_padding=1)",
+        "F.conv_transpose2d({x}, self.{transposed}, stride=2, output_padding=1)",
         "F.conv2d({x}[0], self.{kernel}, padding='same')",
     )),
     "activation": Kind(6, (), (

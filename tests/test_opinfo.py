@@ -38,6 +38,9 @@ OPERATORS = (
     "narrow", "select", "slice", "unbind", "clone", "contiguous", "addmm", "mm", "bmm", "matmul", "baddbmm", "roll", "flip",
     "repeat", "where", "masked_fill", "lerp", "addcmul", "cumsum", "movedim", "t",
 )  # fmt: skip
+WITH_ERRORS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "group_norm", "rms_norm", "prelu")
+LEFT_OUT = ("Loss", "Fractional", "Transformer", "MultiheadAttention", "RNN", "GRU", "LSTM", "Embedding")
+"""Modules of no interest here, or random."""
 MOST_SAMPLES = 8
 """Of an operator that is no convolution, spread evenly over its list; max_pool2d has 1,440."""
 
@@ -180,6 +183,54 @@ def test_functions(info: OpInfo) -> None:
 def test_all_samples_of_functions(info: OpInfo, weights: bool) -> None:
     for calls in itertools.batched(crossed(calls_of(info)), 50):
         check_calls(calls, weights)
+
+
+def module_calls(info: ModuleInfo) -> list[Call]:
+    """Calls of the modules that PyTorch tests a class with; lazy ones have been called before."""
+    calls = []
+    for sample in info.module_inputs_func(info, "cpu", torch.float32, False, False):
+        torch.manual_seed(0)
+        module = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs).eval()
+        call = Call(module, sample.forward_input.args, sample.forward_input.kwargs)
+        call.operator(*call.args, **call.kwargs)
+        calls.append(call)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "info",
+    [pytest.param(info, id=info.name) for info in module_db if not any(name in info.name for name in LEFT_OUT)],
+)
+def test_modules(info: ModuleInfo) -> None:
+    check_calls(in_turn(module_calls(info)), weights=True)
+
+
+def outcome(call: Callable[..., object], inputs: Sequence[Tensor]) -> tuple[type, str] | None:
+    """What a call raises."""
+    try:
+        call(*inputs)
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+@pytest.mark.parametrize("info", infos(CONVOLUTIONS[:3] + WITH_ERRORS, "nn.functional.") + infos(("cat", "mean")))
+def test_errors(info: OpInfo) -> None:
+    """Invalid inputs raise what they raise in eager, or where Dynamo has a word to say, what `aot_eager` raises."""
+    seen = 0
+    for error in info.error_inputs("cpu"):
+        sample = error.sample_input
+        made = Calls([Call(info.op, (sample.input, *sample.args), sample.kwargs)], weights=False)
+        expected = outcome(made.module, made.inputs)
+        if expected is None:  # an error on other devices
+            continue
+        torch._dynamo.reset()
+        got = outcome(convselect.compile(made.module, calibrate="never"), made.inputs)
+        if got != expected:
+            torch._dynamo.reset()
+            assert got == outcome(torch.compile(made.module, backend="aot_eager"), made.inputs), made.source
+        seen += 1
+    assert seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
