@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from convselect.backend import Backend
 from convselect.graph.target import Target
@@ -31,8 +31,8 @@ class _Dice:
 class RandomPlans(Backend):
     """All costs are random."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(Options(calibrate="never"))
+    def __init__(self, seed: int, options: Options) -> None:
+        super().__init__(options)
         self._draw = random.Random(seed)
 
     def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:

@@ -51,7 +51,8 @@ LAYOUTS = (
 RELATED = ("x0", "x0[:, 1:]", "x0.transpose(2, 3)", "x0.detach()", "x0[:, :, :1]")
 """Inputs that share the first one's memory."""
 RESULTS = (
-    "{x}", "{x}.flatten(1)", "{x}[:1]", "{x}.transpose(0, -1)", "{x}.clone()", "{x}.detach()", "{x}[..., None]", "{x} + 0",
+    "{x}", "{x}.flatten(1)", "{x}[:1]", "{x}.transpose(0, -1)", "{x}.clone()", "{x}.detach()", "{x}[..., None]",
+    "{x} + 0",
 )  # fmt: skip
 """What else is returned, beside the last value."""
 SIZES = (4, 4, 1, 2, 3, 8, 8, 16), (8, 8, 8, 5, 1, 4, 7, 12, 12, 0), (8, 8, 8, 5, 1, 4, 6, 13)

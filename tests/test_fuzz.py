@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from plans import InTurn, RandomPlans
 from sketch import Sketch, sketch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 from without_dynamo import Compiled
 
@@ -23,6 +24,7 @@ import convselect
 from convselect.backend import Backend
 from convselect.graph import slices
 from convselect.options import Options
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
@@ -43,29 +45,71 @@ def fuzz(examples: int, derandomize: bool = True) -> Callable[[Callable[..., Non
     )  # fmt: skip
 
 
-def check_plans(sketch: Sketch, dynamic: bool, new_weights: bool, cache: int, seed: int) -> None:
-    """By the cost model's plan and by a random one: two calls and, where `dynamic`, a third one with another batch.
+class Variant(NamedTuple):
+    """What else is drawn, beside the model."""
 
-    new_weights: they change after the first call. cache: bytes for which programs cut batches into slices.
-    """
+    dynamic: bool
+    """Whether the batch is a symbol; then it changes."""
+    new_weights: bool
+    """Whether weights change after the first call."""
+    special: bool
+    """Whether inputs hold infinities and NaN; these stay what and where they are for accuracy "strict"."""
+    cache: int
+    """Bytes for which programs cut batches into slices."""
+    seed: int
+    """Of the random plan."""
+
+
+variants = st.builds(
+    Variant, st.sampled_from((False, False, False, True)), st.booleans(), st.sampled_from((False, False, False, True)),
+    st.sampled_from((slices.CACHE, 1 << 12)), st.integers(0, 9),
+)  # fmt: skip
+
+
+def check_plans(sketch: Sketch, variant: Variant) -> None:
+    """By the cost model's plan and by a random one: calls with several inputs, and with the first ones again."""
     model, inputs = sketch.made()
     batch, other = sketch.batches
-    backend = InTurn(Backend(Options(calibrate="never")), RandomPlans(seed))
+    options = Options(calibrate="never", accuracy="strict" if variant.special else "default")
+    backend = InTurn(Backend(options), RandomPlans(variant.seed, options))
     earlier: list[tuple[Behaviour, Behaviour]] = []
-    with torch.inference_mode(), mock.patch.object(slices, "CACHE", cache):
-        first = inputs(batch, 0)
-        compiled = Compiled(model, backend, first, dynamic)
-        for number, n in enumerate((batch, batch, other)):
-            given = inputs(n, number)
-            if not compiled.fits(given):
-                continue
-            if number == 1 and new_weights:
-                halve(model)
+
+    def call(n: int, number: int) -> None:
+        given = inputs(n, number)
+        if variant.special:
+            put_special(given)
+        if compiled.fits(given):
             for backend.current in (0, 1):
-                got = check(model, given, compiled, lambda: Compiled(model, aot_eager, first, dynamic))
+                got = check(model, given, compiled, lambda: Compiled(model, aot_eager, first, variant.dynamic))
                 earlier.append((got, got.copied()))
-    for got, copied in earlier:
-        torch.testing.assert_close(got.tensors, copied.tensors, rtol=0, atol=0, equal_nan=True)  # later calls left them
+
+    with torch.inference_mode(), mock.patch.object(slices, "CACHE", variant.cache):
+        first = inputs(batch, 0)
+        compiled = Compiled(model, backend, first, variant.dynamic)
+        call(batch, 0)
+        if variant.new_weights:
+            halve(model)
+        call(batch, 1)
+        call(other, 2)
+        for got, copied in earlier:  # which no later call has written to
+            torch.testing.assert_close(got.tensors, copied.tensors, rtol=0, atol=0, equal_nan=True)
+            overwrite(got.tensors, model)
+        call(batch, 0)
+
+
+def put_special(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        for value, element in zip((torch.nan, torch.inf, -torch.inf), (0, -1, tensor.numel() // 2), strict=True):
+            if tensor.numel():
+                tensor[tuple(torch.unravel_index(torch.tensor(element % tensor.numel()), tensor.shape))] = value
+
+
+def overwrite(tensors: Sequence[Tensor], model: nn.Module) -> None:
+    """All of their memory but for that of the model's parameters: a caller may do as it likes with results."""
+    kept = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    for tensor in tensors:
+        if tensor.untyped_storage()._cdata not in kept:
+            torch.empty(0).set_(tensor.untyped_storage()).fill_(torch.nan)
 
 
 @torch.inference_mode(False)
@@ -86,16 +130,10 @@ def check_compiled(sketch: Sketch) -> None:
             check(model, inputs(n, number), fast, lambda: torch.compile(model, backend="aot_eager"))
 
 
-plans = given(
-    sketches(), st.sampled_from((False, False, False, True)), st.booleans(), st.sampled_from((slices.CACHE, 1 << 12)),
-    st.integers(0, 9),
-)  # fmt: skip
-
-
 @fuzz(160)
-@plans
-def test_plans(sketch: Sketch, dynamic: bool, new_weights: bool, cache: int, seed: int) -> None:
-    check_plans(sketch, dynamic, new_weights, cache, seed)
+@given(sketches(), variants)
+def test_plans(sketch: Sketch, variant: Variant) -> None:
+    check_plans(sketch, variant)
 
 
 @fuzz(40)
@@ -106,9 +144,9 @@ def test_compiled(sketch: Sketch) -> None:
 
 @pytest.mark.slow
 @fuzz(4000, derandomize=False)
-@plans
-def test_thousands_of_plans(sketch: Sketch, dynamic: bool, new_weights: bool, cache: int, seed: int) -> None:
-    check_plans(sketch, dynamic, new_weights, cache, seed)
+@given(sketches(), variants)
+def test_thousands_of_plans(sketch: Sketch, variant: Variant) -> None:
+    check_plans(sketch, variant)
 
 
 @pytest.mark.slow

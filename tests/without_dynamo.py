@@ -1,13 +1,12 @@
 """Compiles a model as `torch.compile` does but without Dynamo, which takes most of the time: for tests of many models.
 
-The model's `forward` takes tensors only and begins with `n = x0.shape[0]`. `torch.fx` must be able to trace the rest: no
-other sizes of tensors, and no control flow on values.
+The model's `forward` takes tensors only and begins with `n = x0.shape[0]`. `torch.fx` must be able to trace the rest:
+no other sizes of tensors, and no control flow on values.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
