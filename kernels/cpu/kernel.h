@@ -92,6 +92,18 @@ struct Pool {
   int64_t dst_stride;
 };
 
+// Interpolation of f32 [mb, ih, iw, channels] to [mb, oh, ow, channels], by the nearest pixel or, if `linear`,
+// bilinear; `dst_stride` floats from a pixel of dst to the next. `step_h` and `step_w` are from a pixel of dst to the
+// next in pixels of the source; negative, they follow from the sizes. Sizes are below 2^31.
+struct Upsample {
+  int64_t mb, channels, ih, iw, oh, ow;
+  bool linear, align_corners;
+  float step_h, step_w;
+  const float* src;
+  float* dst;
+  int64_t dst_stride;
+};
+
 // What one build of the sources for one instruction set offers.
 struct KernelTable {
   const Kernel* rows;
@@ -102,6 +114,7 @@ struct KernelTable {
   void (*scale_shift)(const ScaleShift&, const Parallel&);
   void (*linear)(const Linear&, const Parallel&);
   void (*pool)(const Pool&, const Parallel&);
+  void (*upsample)(const Upsample&, const Parallel&);
 };
 
 }  // namespace convselect

@@ -277,6 +277,29 @@ Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t div
   return dst;
 }
 
+// src dense in NHWC. size: oh ow. A scale that is given decides where pixels lie in place of the sizes, unless corners
+// are aligned.
+Tensor upsample2d(Tensor src, Ints size, bool linear, bool align_corners, std::optional<double> scale_h,
+                  std::optional<double> scale_w) {
+  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
+  check_activation(src, "src", true, sizes);
+  STD_TORCH_CHECK(size.size() == 2, "size has ", size.size(), " numbers, must have 2: oh ow");
+  for (const std::optional<double>& scale : {scale_h, scale_w})
+    STD_TORCH_CHECK(!scale || *scale > 0, "a scale is ", *scale, ", must be positive");
+  convselect::Upsample u{sizes[0], sizes[1], sizes[2], sizes[3], size[0], size[1], linear, align_corners};
+  u.step_h = scale_h ? static_cast<float>(1 / *scale_h) : -1.0f;
+  u.step_w = scale_w ? static_cast<float>(1 / *scale_w) : -1.0f;
+  if (src.numel() > 0) convselect::check(u);
+  Tensor dst = empty({sizes[0], sizes[1], size[0], size[1]}, true);
+  if (src.numel() == 0) return dst;
+  u.src = floats(src);
+  u.dst = writable(dst);
+  u.dst_stride = sizes[1];
+  loaded().table->upsample(u, parallel_here());
+  return dst;
+}
+
 const int64_t* rows_of(const Tensor& table, int64_t columns) {
   check_tensor(table, "table", ScalarType::Long, "int64");
   STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns && table.is_contiguous(),
@@ -368,6 +391,9 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def("scale_shift(Tensor src, Tensor scale, Tensor shift, int activation, float alpha, float beta) -> Tensor");
   m.def("linear(Tensor src, Tensor weight, Tensor? bias, int activation, float alpha, float beta) -> Tensor");
   m.def("pool2d(Tensor src, int[] geometry, bool max, bool include_pad, int divisor) -> Tensor");
+  m.def(
+      "upsample2d(Tensor src, SymInt[] size, bool linear, bool align_corners, float? scale_h, float? scale_w) -> "
+      "Tensor");
   m.def("fingerprint(Tensor table) -> int");
   m.def("unchanged(Tensor table) -> bool");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
@@ -388,6 +414,7 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("scale_shift", TORCH_BOX(&scale_shift));
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("pool2d", TORCH_BOX(&pool2d));
+  m.impl("upsample2d", TORCH_BOX(&upsample2d));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("unchanged", TORCH_BOX(&unchanged));
   m.impl("to_layout", TORCH_BOX(&to_layout));

@@ -170,6 +170,20 @@ Step pool(Reader& r) {
   return p;
 }
 
+Step upsample(Reader& r) {
+  Upsample u{};
+  int64_t* const fields[] = {&u.mb, &u.channels, &u.ih, &u.iw, &u.oh, &u.ow};
+  for (int64_t* field : fields) *field = r.number();
+  u.linear = r.number();
+  u.align_corners = r.number();
+  u.step_h = r.real();
+  u.step_w = r.real();
+  u.src = r.address();
+  u.dst = r.address();
+  u.dst_stride = r.number();
+  return u;
+}
+
 struct Run {
   const KernelTable& table;
   const Parallel& parallel;
@@ -184,6 +198,7 @@ struct Run {
   void operator()(const ScaleShift& s) const { table.scale_shift(s, parallel); }
   void operator()(const Linear& l) const { table.linear(l, parallel); }
   void operator()(const Pool& p) const { table.pool(p, parallel); }
+  void operator()(const Upsample& u) const { table.upsample(u, parallel); }
 };
 
 int64_t now() {
@@ -213,7 +228,7 @@ struct Program {
 }  // namespace
 
 Step decode(const int64_t*& word, char* const* bases) {
-  static Step (*const kinds[])(Reader&) = {conv, to_layout, scale_shift, linear, pool};
+  static Step (*const kinds[])(Reader&) = {conv, to_layout, scale_shift, linear, pool, upsample};
   static_assert(sizeof kinds / sizeof *kinds == std::variant_size_v<Step>);
   Reader r{word + 2, bases};
   Step step = kinds[word[0]](r);

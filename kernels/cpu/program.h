@@ -20,7 +20,7 @@ struct ToLayout {
 };
 
 // The order is that of STEPS in convselect/graph/steps.py.
-using Step = std::variant<Conv, ToLayout, ScaleShift, Linear, Pool>;
+using Step = std::variant<Conv, ToLayout, ScaleShift, Linear, Pool, Upsample>;
 
 // An address of a program is a number of bytes from a base: bits 48 to 63 hold the base's index, and 0 is the base of
 // absolute addresses.

@@ -1,6 +1,8 @@
 #include "verify.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <initializer_list>
 #include <sstream>
 #include <stdexcept>
@@ -150,6 +152,12 @@ class Verifier {
           {dense("src", p.src, p.mb * p.ih * p.iw * p.channels)});
   }
 
+  void operator()(const Upsample& u) const {
+    check(u);
+    allow({strided("dst", u.dst, u.mb * u.oh * u.ow, u.dst_stride, u.channels)},
+          {dense("src", u.src, u.mb * u.ih * u.iw * u.channels)});
+  }
+
  private:
   static int64_t activation(int64_t mb, int64_t channels, int64_t pixels) {
     check_numbers({{"mb", mb, 1}, {"channels", channels, 1}, {"pixels", pixels, 1}});
@@ -195,7 +203,7 @@ class Verifier {
   const int threads_;
 };
 
-constexpr const char* NAMES[] = {"conv", "to_layout", "scale_shift", "linear", "pool"};
+constexpr const char* NAMES[] = {"conv", "to_layout", "scale_shift", "linear", "pool", "upsample"};
 constexpr int64_t KINDS = std::variant_size_v<Step>;
 static_assert(sizeof NAMES / sizeof *NAMES == KINDS);
 
@@ -262,6 +270,17 @@ void check(const Pool& p) {
   check_windows("iw", p.iw, p.ow, p.kw, p.sw, p.pw, p.dw);
   product({p.mb, p.channels, p.ih, p.iw});
   product({p.mb, p.channels, p.oh, p.ow});
+}
+
+void check(const Upsample& u) {
+  check_numbers({{"mb", u.mb, 1}, {"channels", u.channels, 1}});
+  for (int64_t length : {u.ih, u.iw, u.oh, u.ow})
+    if (length < 1 || length > INT32_MAX)
+      fail("a height or width is ", length, ", must be at least 1 and at most ", INT32_MAX);
+  for (float step : {u.step_h, u.step_w})
+    if (!std::isfinite(step)) fail("a step is ", step, ", must be finite");
+  product({u.mb, u.channels, u.ih, u.iw});
+  product({u.mb, u.channels, u.oh, u.ow});
 }
 
 int64_t extent(int64_t dim, const int64_t* sizes, const int64_t* strides) {

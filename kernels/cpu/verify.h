@@ -13,6 +13,8 @@ void check(const Kernel&, const Problem&);  // that it takes the problem
 void check(Act);
 // The sizes, and that no window lies before or behind src.
 void check(const Pool&);
+// The sizes, and that the steps are finite.
+void check(const Upsample&);
 
 // Floats from the first element to the last, 0 where there is none.
 int64_t extent(int64_t dim, const int64_t* sizes, const int64_t* strides);
