@@ -62,6 +62,9 @@ def _sized(whole: OpOverload) -> Kernel:
     def kernel(x: torch.Tensor, size: Sequence[int] | None, *rest: Any) -> torch.Tensor:
         *align_corners, scales = rest
         size = upsample_compute_output_size(x.size(), size, scales)  # type: ignore[no-untyped-call]
+        if any(isinstance(length, int) and length == 0 for length in x.shape):  # torch 2.13 cannot trace it
+            memory_format = torch._prims_common.suggest_memory_format(x)
+            return x.new_empty((*x.shape[:2], *size)).contiguous(memory_format=memory_format)
         return whole(x, size, *align_corners, *(scales or [None] * (x.dim() - 2)))
 
     return kernel
