@@ -94,7 +94,7 @@ KINDS = {
         "{x}.clone()", "{x}.contiguous()", "{x}.contiguous(memory_format=torch.channels_last)", "{x}.detach()",
         "{x}.to(memory_format=torch.channels_last)", "{x}.clone(memory_format=torch.contiguous_format)",
         "{x}.clone(memory_format=torch.channels_last)", "torch.zeros_like({x})", "{x} + torch.ones_like({x})",
-        "torch.empty_like({x}).copy_({x})", "{x}.to(torch.float32)", "{x}.view_as({x})",
+        "torch.empty_like({x}).copy_({x})", "{x}.to(torch.get_default_dtype())", "{x}.view_as({x})",
     )),
     "view": Kind(6, (), (
         "{x}.flatten(1)", "{x}.view(n, -1)", "{x}.reshape(n, -1)", "{x}.flatten(2)", "{x}.transpose(1, 2)",
