@@ -53,7 +53,9 @@ def _pool(kind: str, operator: Callable[..., torch.Tensor], *arguments: int) -> 
             return result
         size, stride, padding = arguments
         out = [(length + 2 * padding - size) // stride + 1 for length in x.shape[2:]]
-        result = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator]((*x.shape[:2], *out), *arguments))
+        ours = ARGUMENTS[operator](x.shape, (*x.shape[:2], *out), *arguments)
+        assert ours is not None
+        result = torch.ops.convselect.pool2d(x, *ours)
         return result
 
     return windowed(kind, *arguments[:2]), 1, run

@@ -134,7 +134,11 @@ class Segment:
         for node in (*self.inputs, *self.outputs):
             header += [node.meta["val"].dim(), *sizes(node), *sizes.strides(node)]
         with torch.inference_mode(False):
-            return Program(torch.tensor(header + words, device="cpu"), arena, tuple(layers), packed)
+            program = torch.tensor(header + words, device="cpu")
+        read = {source for node in self.nodes for source in node.all_input_nodes}
+        constants = [tensor for node, tensor in steps.constants.items() if node in read]
+        torch.ops.convselect.verify(program, constants)
+        return Program(program, arena, tuple(layers), packed)
 
 
 class _Sizes:

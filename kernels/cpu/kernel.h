@@ -16,7 +16,7 @@ struct Problem {
 };
 
 // The order is that of ACTIVATIONS in convselect/primitive.py.
-enum class Act : int { identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh };
+enum class Act : int64_t { identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh };
 
 // dst = act(conv + bias + residual). bias f32 [oc] or null; residual in dst's own layout or null.
 struct Epilogue {
@@ -48,6 +48,9 @@ struct Call {
 struct Kernel {
   const char* name;
   bool src_nhwc, dst_nhwc;
+  // Whether the problem is one of the kernel's; the other functions may be called for these only. As the refusals in
+  // convselect/primitives, which say why not.
+  bool (*takes)(const Problem&);
   int64_t (*packed_floats)(const Problem&);
   void (*pack)(const Problem&, const float* weight, float* packed);
   int64_t (*workspace_floats)(const Problem&, int threads);
