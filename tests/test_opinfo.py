@@ -21,6 +21,9 @@ from torch.testing._internal.opinfo.core import OpInfo
 
 import convselect
 
+# torch's test utilities, when imported, forbid everybody to set switches such as `torch.backends.cudnn.benchmark`.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 FUNCTIONS = (
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
