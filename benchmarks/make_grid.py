@@ -55,9 +55,11 @@ def convolutions(name: str, size: int) -> Iterator[ConvProblem]:
     def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
         mb, ic, ih, iw = inputs[0].shape
+        _, oc, oh, ow = output.shape
         (kh, kw), (sh, sw), (ph, pw), (dh, dw) = module.kernel_size, module.stride, module.padding, module.dilation
-        problem = ConvProblem(mb, module.groups, ic, ih, iw, module.out_channels, kh, kw, sh, sw, ph, pw, dh, dw)
-        assert (problem.oh, problem.ow) == tuple(output.shape[2:]), f"{name}: {problem} gives {tuple(output.shape)}"
+        src, kernel = {"mb": mb, "ic": ic, "ih": ih, "iw": iw}, {"g": module.groups, "oc": oc, "kh": kh, "kw": kw}
+        problem = ConvProblem(**src, **kernel, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh, dw=dw)
+        assert (problem.oh, problem.ow) == (oh, ow), f"{name}: {problem} gives {tuple(output.shape)}"
         found.append(problem)
 
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -95,7 +97,7 @@ def grid() -> list[ConvProblem]:
     rng.shuffle(further)
     triplets = sorted({(p.ic, p.oc, p.ih) for p in own if p.g == 1})
     product = [
-        ConvProblem(1, 1, ic, ih, ih, oc, k, k, s, s, k // 2, k // 2)
+        ConvProblem(ic=ic, ih=ih, iw=ih, oc=oc, kh=k, kw=k, sh=s, sw=s, ph=k // 2, pw=k // 2)
         for ic, oc, ih in triplets
         for k, s in KERNELS
         if ih >= k
@@ -105,7 +107,7 @@ def grid() -> list[ConvProblem]:
     rest = sample(rng, [p for p in product if p.kh != 3], GRID - GRID // 2, seen)
     channels = sorted({(p.ic, p.ih) for p in own if p.is_depthwise})
     depthwise = [
-        ConvProblem(1, c, c, ih, ih, c, k, k, s, s, k // 2, k // 2)
+        ConvProblem(g=c, ic=c, ih=ih, iw=ih, oc=c, kh=k, kw=k, sh=s, sw=s, ph=k // 2, pw=k // 2)
         for c, ih in channels
         for k in (3, 5, 7)
         for s in (1, 2)

@@ -6,10 +6,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-_TEXT = re.compile(
-    r"mb(\d+)_g(\d+)ic(\d+)ih(\d+)iw(\d+)oc(\d+)oh(\d+)ow(\d+)kh(\d+)kw(\d+)"
-    r"sh(\d+)sw(\d+)ph(\d+)pw(\d+)dh(\d+)dw(\d+)"
-)
+_LETTERS = ("mb", "_g", "ic", "ih", "iw", "oc", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw")
+_TEXT = re.compile("".join(rf"{letters}(?P<{letters.lstrip('_')}>\d+)" for letters in _LETTERS))
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -17,15 +15,15 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-@dataclass(frozen=True, slots=False)
+@dataclass(frozen=True, kw_only=True)
 class ConvProblem:
     """A convolution of `src [mb, ic, ih, iw]` with `weight [oc, ic/g, kh, kw]` giving `dst [mb, oc, oh, ow]`.
 
     The letters are benchdnn's. Dilation is torch's (1 = none). `ic` and `oc` count all groups.
     """
 
-    mb: int
-    g: int
+    mb: int = 1
+    g: int = 1
     ic: int
     ih: int
     iw: int
@@ -105,8 +103,13 @@ class ConvProblem:
             raise ValueError(
                 f"{text!r} is not a problem; one reads mb1_g1ic64ih56iw56oc64oh56ow56kh3kw3sh1sw1ph1pw1dh1dw1"
             )
-        mb, g, ic, ih, iw, oc, oh, ow, *rest = (int(value) for value in match.groups())
-        problem = cls(mb, g, ic, ih, iw, oc, *rest)
+        sizes = {name: int(value) for name, value in match.groupdict().items()}
+        oh, ow = sizes.pop("oh"), sizes.pop("ow")
+        problem = cls(**sizes)
         if (problem.oh, problem.ow) != (oh, ow):
             raise ValueError(f"{text!r} gives the output {oh}x{ow}, but its geometry gives {problem.oh}x{problem.ow}")
         return problem
+
+
+DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
+"""mb g ic ih iw oc kh kw sh sw ph pw dh dw: the columns of a table of problems."""

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine, cpu
 from convselect.operator_timing import SHAPES, time_operators
 from convselect.primitive import Primitive, primitives
-from convselect.problem import ConvProblem
+from convselect.problem import DIMENSIONS, ConvProblem
 from convselect.progress import reporting
 from convselect.timing import PrimitiveTimer
 
@@ -31,9 +31,8 @@ SAVE_EVERY_S = 20.0
 _GPU_SHAPES = [(n, *shape[1:]) for n in (1, 32) for shape in SHAPES if shape[0] == 1]
 """Of the layout transforms that are timed on a GPU."""
 
-_DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
 _SCHEMA = pa.schema(
-    [(name, pa.int32()) for name in _DIMENSIONS]
+    [(name, pa.int32()) for name in DIMENSIONS]
     + [
         ("primitive", pa.string()),
         ("ms", pa.float64()),
@@ -116,7 +115,7 @@ def profile(
             _profile_operators(operators_path(out), timer.machine, transforms, operators_deadline)
         machine = timer.machine
         candidates = primitives(machine.device) if candidates is None else candidates
-        done = table.keys((*_DIMENSIONS, "primitive"), machine)
+        done = table.keys((*DIMENSIONS, "primitive"), machine)
         todo = []
         for problem in problems:
             able = [q for q in candidates if q.refusal(problem, machine) is None]
@@ -143,7 +142,7 @@ def profile(
 
 def _row(problem: ConvProblem, primitive: Primitive, ms: float, machine: Machine) -> dict[str, Any]:
     return {
-        **dict(zip(_DIMENSIONS, astuple(problem), strict=True)),
+        **dict(zip(DIMENSIONS, astuple(problem), strict=True)),
         "primitive": primitive.name,
         "ms": ms,
         "workspace_bytes": primitive.workspace_bytes(problem, machine),

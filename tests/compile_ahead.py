@@ -35,10 +35,12 @@ PLAIN = re.compile(r"(ld|st)\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+) ")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 PROBLEMS = [
-    ConvProblem(2, 1, 24, 28, 28, 264, 3, 3, 1, 1, 1, 1), ConvProblem(2, 1, 40, 14, 14, 264, 1, 1),
-    ConvProblem(2, 32, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(2, 24, 24, 28, 28, 24, 3, 3, 1, 1, 1, 1),
-    ConvProblem(2, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
-]  # fmt: skip
+    ConvProblem(mb=2, ic=24, ih=28, iw=28, oc=264, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(mb=2, ic=40, ih=14, iw=14, oc=264, kh=1, kw=1),
+    ConvProblem(mb=2, g=32, ic=256, ih=28, iw=28, oc=256, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(mb=2, g=24, ic=24, ih=28, iw=28, oc=24, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(mb=2, ic=3, ih=224, iw=224, oc=64, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3),
+]
 """Like those of real networks, with channels that 8 divides and 16 does not.
 
 Each primitive is compiled for the first that it takes, with bias, residual and activation; one in `ODD`, without them,

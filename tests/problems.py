@@ -21,10 +21,10 @@ MAX_RANDOM_MACS = 1_000_000
 
 def corner_problems() -> list[ConvProblem]:
     """Each a corner that some kernel could get wrong."""
-    square = ConvProblem(1, 1, 17, 13, 13, 33, 3, 3, 1, 1, 1, 1)
-    one = ConvProblem(1, 1, 24, 9, 11, 100, 1, 1)
-    wide = ConvProblem(2, 1, 3, 19, 23, 16, 7, 7, 2, 2, 3, 3)
-    depthwise = ConvProblem(1, 24, 24, 14, 15, 24, 3, 3, 1, 1, 1, 1)
+    square = ConvProblem(ic=17, ih=13, iw=13, oc=33, kh=3, kw=3, ph=1, pw=1)
+    one = ConvProblem(ic=24, ih=9, iw=11, oc=100, kh=1, kw=1)
+    wide = ConvProblem(mb=2, ic=3, ih=19, iw=23, oc=16, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3)
+    depthwise = ConvProblem(g=24, ic=24, ih=14, iw=15, oc=24, kh=3, kw=3, ph=1, pw=1)
     small = replace(square, ic=5, oc=12)
     filters = ((1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1), (5, 5), (7, 7))
     maps = ((9, 11), (14, 6), (3, 20))
@@ -55,7 +55,7 @@ def corner_problems() -> list[ConvProblem]:
         replace(depthwise, kh=31, kw=31, ph=15, pw=15), replace(depthwise, g=2, ic=34, oc=66, kh=7, kw=7, ph=3, pw=3),
         replace(square, ic=2, oc=3, kh=9, kw=9, ph=9, pw=8, dh=2), replace(square, kh=5, kw=13, ph=5, pw=12, mb=2),
         replace(square, ic=3, oc=4, kh=7, kw=9, ih=40, iw=200), replace(square, kh=11, kw=11, ph=5, pw=5, mb=2),
-        ConvProblem(2, 1, 1, 23, 1, 16, 3, 3, 1, 2, 1, 1),
+        ConvProblem(mb=2, ic=1, ih=23, iw=1, oc=16, kh=3, kw=3, sw=2, ph=1, pw=1),
     ]  # fmt: skip
 
 
@@ -72,9 +72,9 @@ def random_problems(count: int) -> list[ConvProblem]:
         dh, dw = (1, 1) if kind == "plain" else draw.choice(((1, 1), (1, 1), (2, 2), (1, 3), (2, 1)))
         try:
             problem = ConvProblem(
-                draw.choice((1, 1, 2, 7)), g, g * ic, draw.choice((1, 5, 7, 10, 14, 23, 56)),
-                draw.choice((1, 4, 7, 11, 14, 37, 56)), g * oc, kh, kw, sh, sw, draw.choice((0, kh // 2, kh)),
-                draw.choice((0, kw // 2, kw)), dh, dw,
+                mb=draw.choice((1, 1, 2, 7)), g=g, ic=g * ic, ih=draw.choice((1, 5, 7, 10, 14, 23, 56)),
+                iw=draw.choice((1, 4, 7, 11, 14, 37, 56)), oc=g * oc, kh=kh, kw=kw, sh=sh, sw=sw,
+                ph=draw.choice((0, kh // 2, kh)), pw=draw.choice((0, kw // 2, kw)), dh=dh, dw=dw,
             )  # fmt: skip
         except ValueError:
             continue

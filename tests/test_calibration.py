@@ -19,8 +19,8 @@ from convselect.operator_timing import OperatorTime
 from convselect.primitive import Activation, Primitive, candidates, primitives
 from convselect.problem import ConvProblem
 
-LARGE = ConvProblem(1, 1, 64, 56, 56, 64, 3, 3, ph=1, pw=1)
-SMALL = ConvProblem(1, 1, 64, 7, 7, 64, 3, 3, ph=1, pw=1)
+LARGE = ConvProblem(ic=64, ih=56, iw=56, oc=64, kh=3, kw=3, ph=1, pw=1)
+SMALL = ConvProblem(ic=64, ih=7, iw=7, oc=64, kh=3, kw=3, ph=1, pw=1)
 MACHINE = Machine("cpu", "made up", "avx2", 2, 2, 0, 0, 0)
 
 
@@ -152,7 +152,7 @@ def test_the_largest_layer_comes_first() -> None:
 
 def test_every_family_that_matters_is_seen_early() -> None:
     factors = {f"{family}_{i}": 1.0 + 0.1 * n for n, family in enumerate("abcdefgh") for i in range(2)}
-    problems = {ConvProblem(1, 1, c, 28, 28, c, 3, 3, ph=1, pw=1): 1 for c in range(32, 256, 16)}
+    problems = {ConvProblem(ic=c, ih=28, iw=28, oc=c, kh=3, kw=3, ph=1, pw=1): 1 for c in range(32, 256, 16)}
     clock = Clock(Model(factors))
     calibrator(Model(factors), clock, problems).run(soon())
     early = {name[0] for _, names in clock.calls[:6] for name in names}
@@ -177,7 +177,7 @@ def test_a_surprise_changes_what_is_timed_next() -> None:
 @pytest.mark.parametrize("budget", [0.1, 0.4])
 def test_the_budget_is_kept(budget: float) -> None:
     factors = {f"a_{i}": 1.0 + 0.01 * i for i in range(8)}
-    problems = {ConvProblem(1, 1, c, 28, 28, c, 3, 3, ph=1, pw=1): 1 for c in range(8, 96, 2)}
+    problems = {ConvProblem(ic=c, ih=28, iw=28, oc=c, kh=3, kw=3, ph=1, pw=1): 1 for c in range(8, 96, 2)}
     clock = Clock(Model(factors), sleep=True)
     start = time.perf_counter()
     calibrator(Model(factors), clock, problems).run(start + budget)
@@ -209,7 +209,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_calibrate_times_and_stores() -> None:
-    problem = ConvProblem(1, 1, 16, 14, 14, 16, 1, 1)
+    problem = ConvProblem(ic=16, ih=14, iw=14, oc=16, kh=1, kw=1)
     assert store.load(cpu()) is None
     samples = calibration.calibrate(0.5, problems=[problem, problem], progress=False)
     able, _ = candidates(problem, cpu(), "default")
@@ -253,7 +253,7 @@ def test_costs_has_what_calibration_asks_for() -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_calibrate_times_only_what_may_be_chosen() -> None:
-    problem = ConvProblem(1, 1, 16, 14, 14, 16, 1, 1)
+    problem = ConvProblem(ic=16, ih=14, iw=14, oc=16, kh=1, kw=1)
     able, _ = candidates(problem, cpu(), "default", {"onednn": "it is left out"})
     samples = calibration.calibrate(0.5, problems=[problem], able={problem: able}, progress=False)
     assert samples.timings

@@ -42,7 +42,8 @@ def problems(count: int, seed: int = 0) -> list[ConvProblem]:
         ic, oc = (int(v) for v in rng.choice([16, 32, 64, 96, 128, 256, 512], 2))
         size = int(rng.choice([7, 14, 28, 56]))
         stride = int(rng.choice([1, 2]))
-        return ConvProblem(1, 1, ic, size, size, oc, kernel, kernel, stride, stride, kernel // 2, kernel // 2)
+        square = {"ih": size, "iw": size, "kh": kernel, "kw": kernel, "sh": stride, "sw": stride}
+        return ConvProblem(ic=ic, oc=oc, **square, ph=kernel // 2, pw=kernel // 2)
 
     return list(dict.fromkeys(one() for _ in range(count)))
 
@@ -83,7 +84,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> CostModel:
 
 
 def test_features_are_finite_and_named() -> None:
-    found = features([*problems(50), ConvProblem(2, 32, 32, 9, 7, 32, 3, 5, 2, 1, 1, 2, 1, 1)], 2)
+    depthwise = ConvProblem(mb=2, g=32, ic=32, ih=9, iw=7, oc=32, kh=3, kw=5, sh=2, ph=1, pw=2)
+    found = features([*problems(50), depthwise], 2)
     assert found.shape == (len(found), len(FEATURES))
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
@@ -94,7 +96,7 @@ def test_features_are_finite_and_named() -> None:
 
 
 def test_features_see_every_dimension() -> None:
-    base = ConvProblem(2, 2, 64, 28, 30, 32, 3, 5, 1, 1, 1, 2, 1, 1)
+    base = ConvProblem(mb=2, g=2, ic=64, ih=28, iw=30, oc=32, kh=3, kw=5, ph=1, pw=2)
     for name in ConvProblem.__dataclass_fields__:
         other = ConvProblem(**{**vars_of(base), name: getattr(base, name) * 2})
         assert (features([base], 1) != features([other], 1)).any(), name
@@ -126,7 +128,7 @@ def test_training_learns_and_says_how_well(model: CostModel) -> None:
 
 def test_training_needs_problems() -> None:
     with pytest.raises(ValueError, match="two at least"):
-        train([table([ConvProblem(1, 1, 8, 8, 8, 8, 1, 1)])], settings=SMALL, progress=False)
+        train([table([ConvProblem(ic=8, ih=8, iw=8, oc=8, kh=1, kw=1)])], settings=SMALL, progress=False)
 
 
 def test_a_primitive_that_is_only_in_the_held_out_rows_is_trained_in_the_end() -> None:
@@ -196,7 +198,7 @@ def test_costs_import_downwards_and_torch_in_training_only() -> None:
 
 
 def test_an_unknown_primitive_takes_its_familys_prior(model: CostModel) -> None:
-    some = [ConvProblem(1, 1, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1)]
+    some = [ConvProblem(ic=64, ih=28, iw=28, oc=64, kh=3, kw=3, ph=1, pw=1)]
     known, known_std = model.log_predict(some, CANDIDATES[:2], 1)
     found, std = model.log_predict(some, [("direct_blocked", "direct"), ("fft_nchw", "fft")], 1)
     assert known.min() <= found[0, 0] <= known.max()
@@ -207,7 +209,8 @@ def test_an_unknown_primitive_takes_its_familys_prior(model: CostModel) -> None:
 
 
 def test_a_problem_unlike_the_training_data_is_less_certain(model: CostModel) -> None:
-    near, far = ConvProblem(1, 1, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1), ConvProblem(64, 1, 4096, 300, 300, 4096, 11, 11)
+    near = ConvProblem(ic=64, ih=28, iw=28, oc=64, kh=3, kw=3, ph=1, pw=1)
+    far = ConvProblem(mb=64, ic=4096, ih=300, iw=300, oc=4096, kh=11, kw=11)
     std = model.log_predict([near, far], CANDIDATES, 1)[1]
     assert (std[1] > 2 * std[0]).all()
     assert np.isfinite(model.predict([far], CANDIDATES, 1)).all()

@@ -21,7 +21,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def problem(mb: int, channels: int, ih: int, iw: int, **rest: int) -> ConvProblem:
-    return ConvProblem(mb, channels, channels, ih, iw, channels, **rest)
+    return ConvProblem(mb=mb, g=channels, ic=channels, ih=ih, iw=iw, oc=channels, **rest)
 
 
 def run(name: str, p: ConvProblem, src: torch.Tensor, weight: torch.Tensor, kind: str = "identity") -> torch.Tensor:
@@ -87,8 +87,8 @@ def test_threads_do_not_change_the_result(name: str, kind: str, set_threads: Cal
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_other_groups(name: str) -> None:
     reason = "only one filter a channel is supported (g=4, ic=8, oc=8)"
-    assert get(name).refusal(ConvProblem(1, 4, 8, 9, 9, 8, 3, 3), None) == reason
-    assert get(name).refusal(ConvProblem(1, 8, 8, 9, 9, 16, 3, 3), None) is not None
+    assert get(name).refusal(ConvProblem(g=4, ic=8, ih=9, iw=9, oc=8, kh=3, kw=3), None) == reason
+    assert get(name).refusal(ConvProblem(g=8, ic=8, ih=9, iw=9, oc=16, kh=3, kw=3), None) is not None
 
 
 def test_nhwc_refuses_huge_filters() -> None:

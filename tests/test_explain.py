@@ -25,7 +25,8 @@ def layer(name: str, problem: ConvProblem, primitive: str, src: str, dst: str, m
 
 def resnet_like(measured: bool) -> Plan:
     """A stem, four stages of two residual blocks, one stage in the other layout, and one layer that nothing takes."""
-    layers = [layer("conv1", ConvProblem(1, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3), "im2col_nchw", "nchw", "nhwc", 0.9)]
+    stem = ConvProblem(ic=3, ih=224, iw=224, oc=64, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3)
+    layers = [layer("conv1", stem, "im2col_nchw", "nchw", "nhwc", 0.9)]
     operators, edges, transforms = (
         [OperatorPlan("maxpool", "aten.max_pool2d", "nhwc", 0.11)],
         [("conv1", "maxpool")],
@@ -37,7 +38,7 @@ def resnet_like(measured: bool) -> Plan:
         layout = "nchw" if stage == 2 else "nhwc"
         for block in range(2):
             first, second, add = (f"layer{stage + 1}.{block}.{part}" for part in ("conv1", "conv2", "add"))
-            problem = ConvProblem(1, 1, channels, size, size, channels, 3, 3, 1, 1, 1, 1)
+            problem = ConvProblem(ic=channels, ih=size, iw=size, oc=channels, kh=3, kw=3, ph=1, pw=1)
             layers += [
                 layer(first, problem, f"winograd_f4x4_3x3_{layout}", layout, layout, 0.31 + 0.05 * stage),
                 layer(second, problem, f"winograd_f4x4_3x3_{layout}", layout, layout, 0.36 + 0.02 * stage),

@@ -21,7 +21,7 @@ from convselect.primitives.gpu import base
 from convselect.problem import ConvProblem
 
 ROOT = Path(__file__).resolve().parent.parent
-P = ConvProblem(1, 1, 64, 14, 14, 64, 3, 3, 1, 1, 1, 1)
+P = ConvProblem(ic=64, ih=14, iw=14, oc=64, kh=3, kw=3, ph=1, pw=1)
 AMD = replace(machine(), name="AMD Instinct MI300X", isa="gfx942")
 
 
@@ -124,7 +124,7 @@ def test_memory_is_told_without_triton() -> None:
 
 
 def test_too_large_workspaces_are_refused() -> None:
-    large = ConvProblem(256, 1, 256, 112, 112, 256, 3, 3, 1, 1, 1, 1)
+    large = ConvProblem(mb=256, ic=256, ih=112, iw=112, oc=256, kh=3, kw=3, ph=1, pw=1)
     for name in ("winograd_f2x2_3x3_64x64_nhwc", "im2row_128x64_nhwc", "igemm_64x64_split16_nhwc"):
         primitive = next(primitive for primitive in TRITON if primitive.name == name)
         assert "GiB" in str(primitive.refusal(large, machine()))

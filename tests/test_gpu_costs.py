@@ -21,8 +21,8 @@ from convselect.gpu_timing import GpuTimer
 from convselect.primitive import primitives
 from convselect.problem import ConvProblem
 
-EARLY = ConvProblem(32, 1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
-DEEP = ConvProblem(1, 1, 512, 7, 7, 512, 3, 3, 1, 1, 1, 1)
+EARLY = ConvProblem(mb=32, ic=64, ih=56, iw=56, oc=64, kh=3, kw=3, ph=1, pw=1)
+DEEP = ConvProblem(ic=512, ih=7, iw=7, oc=512, kh=3, kw=3, ph=1, pw=1)
 
 
 def ms(p: ConvProblem, precision: str = "float16") -> dict[str, float]:
@@ -67,7 +67,7 @@ def test_timer() -> None:
     log: list[str] = []
     device = FakeDevice(log)
     timer = GpuTimer(machine("float32"), torch.float32, device)
-    p = ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1)
+    p = ConvProblem(ic=8, ih=4, iw=4, oc=8, kh=3, kw=3, ph=1, pw=1)
     found = timer.time_primitives(p, [Named(name, log) for name in ("ab", "abc", 20 * "x")], rounds=4)
     assert found == pytest.approx({"ab": 2.0, "abc": 3.0, 20 * "x": 20.0})
     order = [calls[0] for calls in device.replayed]
@@ -90,14 +90,15 @@ def test_a_bias_is_as_folding_makes_it() -> None:
             return super().run(problem, activation, src, packed, bias, residual)
 
     timer = GpuTimer(machine("float16"), torch.float16, FakeDevice(log))
-    timer.time_primitives(ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1), [Asked("a", log)])
+    timer.time_primitives(ConvProblem(ic=8, ih=4, iw=4, oc=8, kh=3, kw=3, ph=1, pw=1), [Asked("a", log)])
     assert set(biases) == {torch.float32}
 
 
 def test_a_profile_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_GPU_SHAPES", [(1, 8, 4, 4), (2, 8, 4, 4)])
     log: list[str] = []
-    problems = [ConvProblem(1, 1, 8, 4, 4, 8, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 8, 4, 4, 8, 1, 1)]
+    point = ConvProblem(ic=8, ih=4, iw=4, oc=8, kh=1, kw=1)
+    problems = [replace(point, kh=3, kw=3, ph=1, pw=1), point]
     timer = GpuTimer(machine("float32"), torch.float32, FakeDevice(log))
     named = [Named(name, log) for name in ("ab", "abc")]
     out = tmp_path / "gpu.parquet"
@@ -160,7 +161,7 @@ def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.Monk
     """A device on which every call takes as many ms as its name has letters, far from what the prior says."""
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
     log: list[str] = []
-    problems = [ConvProblem(1, 1, 64, size, size, 64, 3, 3, 1, 1, 1, 1) for size in (14, 28, 56)]
+    problems = [ConvProblem(ic=64, ih=size, iw=size, oc=64, kh=3, kw=3, ph=1, pw=1) for size in (14, 28, 56)]
     named = [Named(name, log) for name in ("igemm_64x64", "igemm_128x128_nhwc", "winograd_f2x2_3x3_64x64_nhwc")]
     timer = GpuTimer(machine("float32"), torch.float32, FakeDevice(log))
     before = Costs(model_for(timer.machine), None, timer.machine)
@@ -183,7 +184,7 @@ def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_calls_cover_the_l2() -> None:
     timer = GpuTimer(machine("float16"), torch.float16, FakeDevice([]))
-    assert timer.calls(ConvProblem(1, 1, 8, 4, 4, 8, 1, 1)) == 32
-    assert timer.calls(ConvProblem(64, 1, 256, 56, 56, 256, 1, 1)) == 4
-    p = ConvProblem(1, 1, 512, 14, 14, 1024, 3, 3)
+    assert timer.calls(ConvProblem(ic=8, ih=4, iw=4, oc=8, kh=1, kw=1)) == 32
+    assert timer.calls(ConvProblem(mb=64, ic=256, ih=56, iw=56, oc=256, kh=1, kw=1)) == 4
+    p = ConvProblem(ic=512, ih=14, iw=14, oc=1024, kh=3, kw=3)
     assert 0 <= timer.calls(p) * (p.weight_bytes + p.dst_bytes) // 2 - 2 * 50 * 2**20 < p.weight_bytes

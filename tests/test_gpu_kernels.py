@@ -26,30 +26,35 @@ from convselect.primitives.gpu import base, igemm
 from convselect.primitives.gpu.base import TritonPrimitive, resident
 from convselect.problem import ConvProblem
 
-_SQUARE = ConvProblem(1, 1, 17, 6, 9, 33, 3, 3, 1, 1, 1, 1)
-_ONE = ConvProblem(2, 1, 24, 7, 5, 40, 1, 1)
-_DEPTHWISE = ConvProblem(2, 18, 18, 5, 6, 18, 3, 3, 1, 1, 1, 1)
+_SQUARE = ConvProblem(ic=17, ih=6, iw=9, oc=33, kh=3, kw=3, ph=1, pw=1)
+_ONE = ConvProblem(mb=2, ic=24, ih=7, iw=5, oc=40, kh=1, kw=1)
+_DEPTHWISE = ConvProblem(mb=2, g=18, ic=18, ih=5, iw=6, oc=18, kh=3, kw=3, ph=1, pw=1)
 PROBLEMS = [
     _SQUARE, replace(_SQUARE, mb=2, ic=70, oc=36, ih=3, iw=5), replace(_SQUARE, ph=0, pw=2, sh=2, sw=1),
     replace(_SQUARE, dh=2, dw=3, ph=2, pw=2), replace(_SQUARE, ih=1, iw=7), replace(_SQUARE, kh=1, kw=5, ph=0, pw=2),
     replace(_SQUARE, mb=2, ic=16, oc=16, ih=4, iw=8), replace(_SQUARE, ic=1, oc=1, ih=4, iw=4),
     _ONE, replace(_ONE, ic=1, oc=3), replace(_ONE, ic=130, oc=130, ih=3), replace(_ONE, sh=2, sw=2),
     replace(_ONE, ph=1, pw=1),
-    ConvProblem(2, 1, 3, 7, 5, 20, 7, 7, 2, 2, 3, 3), ConvProblem(1, 1, 4, 8, 8, 65, 3, 3, 2, 2, 1, 1),
+    ConvProblem(mb=2, ic=3, ih=7, iw=5, oc=20, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3),
+    ConvProblem(ic=4, ih=8, iw=8, oc=65, kh=3, kw=3, sh=2, sw=2, ph=1, pw=1),
     _DEPTHWISE, replace(_DEPTHWISE, g=3, ic=3, oc=3, kh=5, kw=5, sh=2, sw=2, ph=2, pw=2),
     replace(_DEPTHWISE, mb=1, dh=2, dw=2, ph=0, pw=3, kh=2),
-    ConvProblem(2, 3, 18, 6, 5, 12, 3, 3, 1, 1, 1, 1), ConvProblem(1, 2, 70, 4, 4, 132, 3, 3, 2, 2, 1, 1),
-    ConvProblem(1, 8, 32, 5, 5, 16, 3, 3, 1, 1, 1, 1),
+    ConvProblem(mb=2, g=3, ic=18, ih=6, iw=5, oc=12, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(g=2, ic=70, ih=4, iw=4, oc=132, kh=3, kw=3, sh=2, sw=2, ph=1, pw=1),
+    ConvProblem(g=8, ic=32, ih=5, iw=5, oc=16, kh=3, kw=3, ph=1, pw=1),
 ]  # fmt: skip
 """Edges, strides, dilation, groups, odd channels, several images; each small, since the interpreter is slow."""
 FEW = [PROBLEMS[i] for i in (0, 2, 10, 12, 13, 17, 20)]
 LARGE = [
-    ConvProblem(8, 1, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1), ConvProblem(32, 1, 64, 56, 56, 128, 3, 3, 1, 1, 1, 1),
-    ConvProblem(32, 1, 256, 14, 14, 512, 1, 1), ConvProblem(8, 1, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3),
-    ConvProblem(8, 144, 144, 56, 56, 144, 5, 5, 2, 2, 2, 2), ConvProblem(8, 32, 256, 28, 28, 256, 3, 3, 1, 1, 1, 1),
-]  # fmt: skip
+    ConvProblem(mb=8, ic=256, ih=28, iw=28, oc=256, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(mb=32, ic=64, ih=56, iw=56, oc=128, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(mb=32, ic=256, ih=14, iw=14, oc=512, kh=1, kw=1),
+    ConvProblem(mb=8, ic=3, ih=224, iw=224, oc=64, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3),
+    ConvProblem(mb=8, g=144, ic=144, ih=56, iw=56, oc=144, kh=5, kw=5, sh=2, sw=2, ph=2, pw=2),
+    ConvProblem(mb=8, g=32, ic=256, ih=28, iw=28, oc=256, kh=3, kw=3, ph=1, pw=1),
+]
 """Like those of real networks: full vectors, more steps than stages, several tiles for each multiprocessor."""
-SEVERAL_TILES = ConvProblem(2, 1, 72, 14, 14, 40, 3, 3, 1, 1, 1, 1)
+SEVERAL_TILES = ConvProblem(mb=2, ic=72, ih=14, iw=14, oc=40, kh=3, kw=3, ph=1, pw=1)
 EXACT_FAMILIES = {"igemm", "pointwise", "depthwise", "stem", "im2row", "grouped"}
 
 

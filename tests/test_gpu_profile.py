@@ -108,7 +108,7 @@ class Timer:
         return {q.name: 1.0 for q in some}
 
 
-FEW = [ConvProblem(1, 1, 64, size, size, 64, 3, 3, 1, 1, 1, 1) for size in (7, 14, 28)]
+FEW = [ConvProblem(ic=64, ih=size, iw=size, oc=64, kh=3, kw=3, ph=1, pw=1) for size in (7, 14, 28)]
 
 
 def test_profiling_leaves_out_what_failed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
 
 OPS = torch.ops.convselect
-PROBLEM = ConvProblem(2, 1, 4, 9, 8, 6, 3, 3, 1, 1, 1, 1)
+PROBLEM = ConvProblem(mb=2, ic=4, ih=9, iw=8, oc=6, kh=3, kw=3, ph=1, pw=1)
 
 
 def one_of_each_layout() -> list[KernelPrimitive]:

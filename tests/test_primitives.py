@@ -127,12 +127,16 @@ def test_another_batch_than_planned(p: ConvProblem) -> None:
 
 # One that each kernel can take; about 1 MMAC, so that a run is long enough to be timed and short enough to repeat.
 TIMED = [
-    ConvProblem(1, 1, 32, 12, 12, 32, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 32, 28, 28, 32, 1, 1),
-    ConvProblem(1, 64, 64, 28, 28, 64, 3, 3, 1, 1, 1, 1), ConvProblem(1, 1, 16, 20, 20, 16, 1, 7, 1, 1, 0, 3),
-    ConvProblem(1, 1, 16, 20, 20, 16, 7, 1, 1, 1, 3, 0), ConvProblem(1, 1, 16, 20, 20, 16, 1, 3, 1, 1, 0, 1),
-    ConvProblem(1, 1, 16, 20, 20, 16, 3, 1, 1, 1, 1, 0), ConvProblem(1, 1, 16, 20, 20, 16, 5, 5, 1, 1, 2, 2),
-    ConvProblem(1, 1, 16, 14, 14, 16, 7, 7, 1, 1, 3, 3),
-]  # fmt: skip
+    ConvProblem(ic=32, ih=12, iw=12, oc=32, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(ic=32, ih=28, iw=28, oc=32, kh=1, kw=1),
+    ConvProblem(g=64, ic=64, ih=28, iw=28, oc=64, kh=3, kw=3, ph=1, pw=1),
+    ConvProblem(ic=16, ih=20, iw=20, oc=16, kh=1, kw=7, pw=3),
+    ConvProblem(ic=16, ih=20, iw=20, oc=16, kh=7, kw=1, ph=3),
+    ConvProblem(ic=16, ih=20, iw=20, oc=16, kh=1, kw=3, pw=1),
+    ConvProblem(ic=16, ih=20, iw=20, oc=16, kh=3, kw=1, ph=1),
+    ConvProblem(ic=16, ih=20, iw=20, oc=16, kh=5, kw=5, ph=2, pw=2),
+    ConvProblem(ic=16, ih=14, iw=14, oc=16, kh=7, kw=7, ph=3, pw=3),
+]
 SUBNORMAL = 1e-40
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from convselect.problem import ConvProblem
 
-EXAMPLE = ConvProblem(1, 1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
+EXAMPLE = ConvProblem(ic=64, ih=56, iw=56, oc=64, kh=3, kw=3, ph=1, pw=1)
 TEXT = "mb1_g1ic64ih56iw56oc64oh56ow56kh3kw3sh1sw1ph1pw1dh1dw1"
 
 
@@ -54,7 +54,8 @@ def test_grammar_is_fixed() -> None:
 def test_output_size_is_torchs(ih: int, iw: int, kh: int, kw: int, stride: int, padding: int, dilation: int) -> None:
     assume(dilation * (kh - 1) < ih + 2 * padding)
     assume(dilation * (kw - 1) < iw + 2 * padding)
-    p = ConvProblem(2, 1, 3, ih, iw, 5, kh, kw, stride, stride, padding, padding, dilation, dilation)
+    steps = {"sh": stride, "sw": stride, "ph": padding, "pw": padding, "dh": dilation, "dw": dilation}
+    p = ConvProblem(mb=2, ic=3, ih=ih, iw=iw, oc=5, kh=kh, kw=kw, **steps)
     layer = torch.nn.Conv2d(3, 5, (kh, kw), stride, padding, dilation, device="meta")
     assert layer(torch.empty(2, 3, ih, iw, device="meta")).shape == (2, 5, p.oh, p.ow)
 
@@ -72,6 +73,11 @@ def test_output_size_is_torchs(ih: int, iw: int, kh: int, kw: int, stride: int, 
 def test_impossible_problems(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(EXAMPLE, **change)
+
+
+def test_sizes_go_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        ConvProblem(1, 1, 64, 56, 56, 64, 3, 3)  # type: ignore[misc]
 
 
 def test_contradicting_text() -> None:

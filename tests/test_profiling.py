@@ -16,8 +16,8 @@ from convselect.problem import ConvProblem
 from convselect.profiling import operators_path, profile
 from convselect.timing import PrimitiveTimer
 
-PROBLEMS = [ConvProblem(1, 1, ic, 8, 8, 16, 1, 1) for ic in (8, 16, 24, 32)]
-PROBLEMS.append(ConvProblem(2, 1, 8, 9, 7, 16, 1, 1, 2, 2))
+PROBLEMS = [ConvProblem(ic=ic, ih=8, iw=8, oc=16, kh=1, kw=1) for ic in (8, 16, 24, 32)]
+PROBLEMS.append(ConvProblem(mb=2, ic=8, ih=9, iw=7, oc=16, kh=1, kw=1, sh=2, sw=2))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ class Recorder:
 
 def problems_of(path: Path) -> list[ConvProblem]:
     names = list(ConvProblem.__dataclass_fields__)
-    return [ConvProblem(*(row[name] for name in names)) for row in pq.read_table(path).to_pylist()]
+    return [ConvProblem(**{name: row[name] for name in names}) for row in pq.read_table(path).to_pylist()]
 
 
 def test_writes_the_long_format(tmp_path: Path, candidates: list[primitive.Primitive]) -> None:
@@ -112,7 +112,11 @@ def test_stops_at_the_budget(tmp_path: Path, candidates: list[primitive.Primitiv
 
 def test_only_what_accepts_a_problem_is_timed(tmp_path: Path, candidates: list[primitive.Primitive]) -> None:
     done = profile(
-        tmp_path / "p.parquet", [ConvProblem(1, 1, 8, 8, 8, 8, 3, 3), PROBLEMS[0]], candidates, rounds=1, progress=False
+        tmp_path / "p.parquet",
+        [ConvProblem(ic=8, ih=8, iw=8, oc=8, kh=3, kw=3), PROBLEMS[0]],
+        candidates,
+        rounds=1,
+        progress=False,
     )
     assert (done.problems, done.timings) == (1, 1)
 

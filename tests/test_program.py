@@ -337,9 +337,9 @@ def test_living_buffers_do_not_overlap() -> None:
 def test_leaving_the_program_costs_a_large_batch() -> None:
     """A library's layer ends the slices around it; with one image, or few activations, there are none."""
     library, ours = get("onednn_nhwc"), get("pointwise_nhwc")
-    large = ConvProblem(8, 1, 16, 112, 112, 96, 1, 1)
+    large = ConvProblem(mb=8, ic=16, ih=112, iw=112, oc=96, kh=1, kw=1)
     here = replace(cpu(), threads=2)
     assert leaving_ms(ours, large, here) == 0
     assert leaving_ms(library, large, here) > 1
     assert leaving_ms(library, large.with_batch(1), here) == 0
-    assert leaving_ms(library, ConvProblem(8, 1, 16, 7, 7, 16, 1, 1), here) == 0
+    assert leaving_ms(library, ConvProblem(mb=8, ic=16, ih=7, iw=7, oc=16, kh=1, kw=1), here) == 0

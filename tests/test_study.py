@@ -199,7 +199,7 @@ def test_adapting_to_a_few_hundred_timings_takes_a_fraction_of_a_calibration() -
     model = CostModel.load(shipped(cpu()))
     samples = Samples()
     rng = np.random.default_rng(0)
-    problems = [ConvProblem(1, 1, 16 * i, 28, 28, 64, 3, 3, 1, 1, 1, 1) for i in range(1, 31)]
+    problems = [ConvProblem(ic=16 * i, ih=28, iw=28, oc=64, kh=3, kw=3, ph=1, pw=1) for i in range(1, 31)]
     candidates = list(zip(model.primitives, model.families, strict=True))
     for problem in problems:
         for j in rng.choice(len(candidates), 8, replace=False):

@@ -16,7 +16,7 @@ def test_a_short_table_takes_the_documented_defaults() -> None:
     profile = read(
         [pa.table({"ic": [3], "ih": [32], "oc": [8], "kh": [5], "sh": [2], "primitive": ["a-b"], "ms": [1.0]})]
     )
-    assert profile.problems == (ConvProblem(1, 1, 3, 32, 32, 8, 5, 5, 2, 2, 2, 2, 1, 1),)
+    assert profile.problems == (ConvProblem(ic=3, ih=32, iw=32, oc=8, kh=5, kw=5, sh=2, sw=2, ph=2, pw=2),)
     assert (profile.threads.tolist(), profile.machines, profile.families) == ([1], ("",), ("a",))
 
 

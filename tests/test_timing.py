@@ -17,7 +17,7 @@ from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
 from convselect.timing import PrimitiveTimer, interleaved, robust_ms
 
-PROBLEM = ConvProblem(1, 1, 16, 14, 14, 16, 3, 3, ph=1, pw=1)
+PROBLEM = ConvProblem(ic=16, ih=14, iw=14, oc=16, kh=3, kw=3, ph=1, pw=1)
 
 
 class Sleeper(Primitive):
@@ -134,7 +134,7 @@ def test_primitives_without_time_are_left_out() -> None:
 def test_time_primitives_on_a_kernel_of_ours() -> None:
     from convselect import primitive
 
-    problem = ConvProblem(1, 1, 32, 14, 14, 64, 1, 1)
+    problem = ConvProblem(ic=32, ih=14, iw=14, oc=64, kh=1, kw=1)
     times = PrimitiveTimer(cpu()).time_primitives(problem, [primitive.get("pointwise_nhwc")], rounds=2)
     assert 0 < times["pointwise_nhwc"] < 1000
 
@@ -169,7 +169,7 @@ def test_a_large_result_of_a_kernel_costs_no_page_faults() -> None:
     """As in a plan, whose arena stays; a library's result is new at each call there too."""
     from convselect import primitive
 
-    p = ConvProblem(1, 1, 8, 224, 224, 256, 1, 1)  # dst has 49 MiB
+    p = ConvProblem(ic=8, ih=224, iw=224, oc=256, kh=1, kw=1)  # dst has 49 MiB
     kernel = primitive.get("pointwise_nhwc")
     src = torch.randn(1, 8, 224, 224).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(256, 8, 1, 1), torch.randn(256)

@@ -50,8 +50,8 @@ def same(name: str) -> tuple[int, int]:
 
 
 def problem_of(src: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> ConvProblem:
-    mb, ic, ih, iw = src.shape
-    return ConvProblem(mb, 1, ic, ih, iw, weight.shape[0], *weight.shape[2:], ph=padding[0], pw=padding[1])
+    (mb, ic, ih, iw), (oc, _, kh, kw), (ph, pw) = src.shape, weight.shape, padding
+    return ConvProblem(mb=mb, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, ph=ph, pw=pw)
 
 
 def run(name: str, src: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int] = (0, 0)) -> torch.Tensor:
@@ -136,7 +136,7 @@ def test_subnormal_weights_are_flushed(name: str) -> None:
 
 
 def test_the_lean_schedule_packs_no_more_than_the_weights() -> None:
-    p = ConvProblem(1, 1, 512, 7, 7, 512, 3, 3, ph=1, pw=1)
+    p = ConvProblem(ic=512, ih=7, iw=7, oc=512, kh=3, kw=3, ph=1, pw=1)
     assert get("winograd_f4x4_3x3_lean_nhwc").packed_bytes(p, cpu()) == p.weight_bytes
     assert get("winograd_f4x4_3x3_nhwc").packed_bytes(p, cpu()) == 4 * p.weight_bytes
 
@@ -153,5 +153,5 @@ def test_the_lean_schedule_packs_no_more_than_the_weights() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_refusals(name: str, change: dict[str, int], reason: str) -> None:
     _, _, kh, kw = shape(name)
-    p = replace(ConvProblem(1, 1, 8, 18, 18, 8, kh, kw, ph=1, pw=1), **change)
+    p = replace(ConvProblem(ic=8, ih=18, iw=18, oc=8, kh=kh, kw=kw, ph=1, pw=1), **change)
     assert get(name).refusal(p, None) == reason.format(f"{kh}x{kw}", kw)

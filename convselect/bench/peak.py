@@ -10,7 +10,7 @@ from convselect.timing import Run, interleaved
 
 _ROUNDS = 12
 _SIDE = 2048
-_POINTWISE = ConvProblem(1, 1, 1024, 64, 64, 1024, 1, 1)
+_POINTWISE = ConvProblem(ic=1024, ih=64, iw=64, oc=1024, kh=1, kw=1)
 
 
 @torch.inference_mode()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
 
-from convselect.problem import ConvProblem
-
-_DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
+from convselect.problem import DIMENSIONS, ConvProblem
 
 PEAK_GFLOPS = 100.0
 """Of one thread, in the analytic prior. Only the ratio to the bandwidth matters: the network learns the rest."""
@@ -42,8 +39,8 @@ Array = npt.NDArray[np.float64]
 
 def _quantities(problems: Sequence[ConvProblem], threads: int | npt.NDArray[np.int64]) -> dict[str, Array]:
     """Columns f64 [n]. `rows` x `depth` x `columns` is the GEMM of one group: pixels, K, output channels."""
-    table = np.array([[getattr(p, name) for name in _DIMENSIONS] for p in problems], dtype=np.float64)
-    q = dict(zip(_DIMENSIONS, table.reshape(-1, len(_DIMENSIONS)).T, strict=True))
+    table = np.array([[getattr(p, name) for name in DIMENSIONS] for p in problems], dtype=np.float64)
+    q = dict(zip(DIMENSIONS, table.reshape(-1, len(DIMENSIONS)).T, strict=True))
     q["oh"] = (q["ih"] + 2 * q["ph"] - q["dh"] * (q["kh"] - 1) - 1) // q["sh"] + 1
     q["ow"] = (q["iw"] + 2 * q["pw"] - q["dw"] * (q["kw"] - 1) - 1) // q["sw"] + 1
     q["rows"] = q["mb"] * q["oh"] * q["ow"]

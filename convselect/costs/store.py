@@ -31,7 +31,7 @@ from convselect.costs.operators import OperatorTiming
 from convselect.costs.samples import Samples, Timing
 from convselect.errors import ConvselectWarning
 from convselect.machine import Machine
-from convselect.problem import ConvProblem
+from convselect.problem import DIMENSIONS, ConvProblem
 
 SCHEMA = 2
 _FIELDS = {"machine": str, "saved": str, "timings": int, "operators": int, "sha256": str}
@@ -112,7 +112,7 @@ def _decode(data: bytes) -> Samples:
     operators = (t["operator.key"], t["operator.nbytes"], t["operator.threads"], t["operator.ms"])
     return Samples(
         [
-            Timing(str(ConvProblem(*dims)), names[name], threads, ms)
+            Timing(str(ConvProblem(**dict(zip(DIMENSIONS, dims, strict=True)))), names[name], threads, ms)
             for dims, name, threads, ms in zip(t["problem"].tolist(), *(c.tolist() for c in columns), strict=True)
         ],
         [

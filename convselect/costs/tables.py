@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from convselect.problem import ConvProblem
-
-DIMENSIONS = tuple(field.name for field in fields(ConvProblem))
-
+from convselect.problem import DIMENSIONS, ConvProblem
 
 GROUP = ("ic", "oc", "ih")
 """What problems that are held out together have in common."""
@@ -137,7 +134,8 @@ def read(tables: Iterable[Path | str | pa.Table], families: Mapping[str, str] | 
     np.minimum.at(matrix, (np.concatenate(rows)[good], np.concatenate(columns)[good]), ms[good])
     matrix[np.isinf(matrix)] = np.nan
     profile = Profile(
-        tuple(ConvProblem(*dims) for _, _, dims in keys), np.array([threads for _, threads, _ in keys]),
+        tuple(ConvProblem(**dict(zip(DIMENSIONS, dims, strict=True))) for _, _, dims in keys),
+        np.array([threads for _, threads, _ in keys]),
         tuple(machine for machine, _, _ in keys), tuple(names),
         tuple(known.get(name) or family_of(name) for name in names), matrix,
     )  # fmt: skip

@@ -154,8 +154,8 @@ class _Sizes:
 def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> tuple[dict[Node, Value], list[Buffer]]:
     """Where each value of the segment lies, and the buffers with their lifetimes.
 
-    A value has a buffer of its own, shares its source's (a view), or lies in a range of the channels of the
-    concatenation that it is for.
+    A value has a buffer of its own, shares its source's (a view, both of which are dense), or lies in a range of the
+    channels of the concatenation that it is for.
     """
     home = _homes(segment)
     given = {node: 2 + i for i, node in enumerate((*segment.inputs, *segment.outputs))}
@@ -165,13 +165,13 @@ def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> 
     for node in (*segment.inputs, *segment.nodes):
         at = position.get(node, 0)
         if node in position and is_view(node):
-            values[node] = values[node.args[0]]
-            buffer = values[node].address.buffer
+            owner, address = node, values[node.args[0]].address
+            buffer = address.buffer
         else:
             owner, channel = home.get(node, (node, 0))
-            shape = sizes(owner)
-            buffer = buffers.setdefault(owner, Buffer(math.prod(shape), at, at, given.get(owner, 1)))
-            values[node] = Value(Address(buffer, channel), shape[1] if len(shape) == 4 else 0)
+            buffer = buffers.setdefault(owner, Buffer(math.prod(sizes(owner)), at, at, given.get(owner, 1)))
+            address = Address(buffer, channel)
+        values[node] = Value(address, sizes(owner)[1] if len(sizes(owner)) == 4 else 0)
         buffer.last = max(buffer.last, at, *(position.get(user, 0) for user in node.users))
     return values, list(buffers.values())
 

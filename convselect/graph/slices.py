@@ -61,6 +61,8 @@ def head_of(nodes: Sequence[Node], sizes: Sizes, constants: Mapping[Node, torch.
     batch, which no cache has kept. The head's weights and an image's activations in the rest are least together.
     """
     mb = next(iter(sizes(nodes[0])), 0)
+    if mb == 0:
+        return Head(0, 1, 1)
     saved, most_saved, largest = 0, 0, 0  # bytes
     head = Head(0, 1, mb)
     for i, node in enumerate(nodes):

@@ -67,6 +67,8 @@ def excited(node: Node) -> tuple[Node, Node] | None:
     for x, s in (node.args, node.args[::-1]):
         if not (isinstance(x, Node) and isinstance(s, Node)):
             return None
+        if not (isinstance(x.meta["val"], torch.Tensor) and isinstance(s.meta["val"], torch.Tensor)):  # sizes
+            return None
         shapes = x.meta["val"].shape, s.meta["val"].shape
         if len(shapes[0]) == 4 and shapes[1] == (*shapes[0][:2], 1, 1) and _same_layout(node, [x], shape=True):
             return x, s

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convselect.costs.tables import DIMENSIONS, Profile
+from convselect.costs.tables import Profile
 from convselect.costs.train import forward, initial, one_thread
+from convselect.problem import DIMENSIONS
 
 Array = npt.NDArray[np.float64]
 
