@@ -34,6 +34,8 @@ LEAST_BOUND, FACTOR = 2e-5, 20.0
 FOLLOWS = 1e-3
 """Where eager float32 errs by more, the network magnifies rounding (or decides by it): nothing can be told."""
 
+DEFECT = "an error in convselect"
+"""In the warning where a graph runs unconverted for that reason."""
 PACKAGE = Path(convselect.__file__).parent
 
 Row = dict[str, Any]
@@ -213,6 +215,8 @@ def describe(row: Row, record: Sequence[Any]) -> None:
 def status(row: Row) -> str:
     if row["overwritten"]:
         return "wrong"
+    if any(DEFECT in warning for warning in row["warnings"]):
+        return "defect"
     if row["eager_error"] > FOLLOWS:
         return "chaotic"
     if row["error"] > max(LEAST_BOUND, FACTOR * row["eager_error"]):

@@ -25,7 +25,7 @@ Inputs = Callable[[int], tuple[Any, ...]]
 
 TIMM = Path(__file__).with_name("zoo") / "timm.txt"
 """Lines "module family architecture side"; the side is 0 for what runs on no picture of `SIDES`."""
-SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 """Of square pictures, pixels, tried in this order."""
 
 _SMALL = {"min_size": 96, "max_size": 128}

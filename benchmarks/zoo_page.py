@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-FAULTS = ("wrong", "raises", "crash", "out of time", "form")
+FAULTS = ("wrong", "crash", "raises", "out of time", "defect", "form")
 """Statuses that are ours to mend, the worst first."""
 SLOWER = 1.05
 """Both the ratio of least times and the median ratio are above this where a network counts as slower than eager."""
@@ -21,6 +21,7 @@ small inputs, `calibrate="never"`, one thread, each in a process of its own. `ma
 - *error*: relative L2 against eager in float64, the worst of all results for batch 1 and then batch 2, each called
   twice; beside it eager's own in float32.
 - *right*: the error is at most 2e-5, or 20 times eager's; strides and shared memory are eager's. *form*: they are not.
+  *defect*: the network ran as eager runs it, as an error of the package was caught.
   *chaotic*: eager float32 itself errs by more than 1e-3 (detections are sorted by score and suppressed by overlap), so
   that the results tell nothing; the rows `:heads` compare what such networks compute before they decide.
 - *left to ATen*: convolutions that no primitive of ours runs. *not captured*: those that ran outside of all graphs.
@@ -42,6 +43,7 @@ def said(row: Row) -> str:
         parts.append(f"{row['error']:.1e} (eager {row['eager_error']:.1e})")
     parts += [str(row[key]) for key in ("raised", "where", "torch_raised", "float64") if row.get(key)]
     parts += row.get("form", [])[:2]
+    parts += row.get("warnings", [])[:2] if row["status"] == "defect" else []
     return "; ".join(parts)
 
 
