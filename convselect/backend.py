@@ -38,6 +38,7 @@ from convselect.graph.remainder import compile_remainder
 from convselect.graph.results import eager_strides
 from convselect.graph.simplify import simplify
 from convselect.graph.target import Target, devices_of, target_of
+from convselect.graph.undecomposed import undecomposed
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
 from convselect.plan import TransformPlan
@@ -66,7 +67,8 @@ class Backend:
             )
             return gm.forward
         compiler = partial(self._compile, gm, example_inputs)
-        return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
+        with undecomposed():
+            return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
 
     def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:
         """What can run each problem, and what it costs. A subclass may choose among less."""
@@ -238,7 +240,8 @@ def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]
                 found.append(prepare(graph, static_inputs(graph, placeholders), target))
             return traced.forward
 
-        aot_autograd(fw_compiler=keep, inference_compiler=keep)(gm, example_inputs)
+        with undecomposed():
+            aot_autograd(fw_compiler=keep, inference_compiler=keep)(gm, example_inputs)
         return gm.forward
 
     with torch.inference_mode():

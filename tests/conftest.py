@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from clock import Clock
 
 # Triton's kernels run on the GPU if there is one, else in its interpreter; Triton must know when it is imported.
 if not torch.cuda.is_available() or torch.version.hip:
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-in", type=int, default=1, help="of each test's cases, run the first, the (N+1)th and so on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    step, seen = config.getoption("--one-in"), Counter[str]()
+    kept, left_out = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        (left_out if seen[test] % step else kept).append(item)
+        seen[test] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +43,14 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def solver_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """By which the PBQP solver goes: a millisecond of its budget is 1000 looks, whatever the machine."""
+    from convselect.selection import bound, pbqp
+
+    return Clock.of(monkeypatch, bound, pbqp, look_s=1e-6)
 
 
 @pytest.fixture

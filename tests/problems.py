@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect import machine
+from convselect.data import GRID, read_problems
 from convselect.primitive import Primitive, primitives
-from convselect.problem import ConvProblem
+from convselect.problem import DIMENSIONS, ConvProblem
 
 SHAPES = Path(__file__).parents[2] / "shared" / "data" / "conv_shapes.csv"
-SAMPLE = int(os.environ.get("CONVSELECT_TEST_SAMPLE", "0"))  # run this many problems of each kind; 0: all
-MAX_MACS = 1_000_000 if SAMPLE else 8_000_000
+"""More layers of real networks, where somebody has them; a checkout of its own does not."""
+MAX_MACS = 8_000_000
 MAX_RANDOM_MACS = 1_000_000
 
 
@@ -104,22 +104,23 @@ def shrunk(p: ConvProblem) -> ConvProblem:
 
 
 def real_problems() -> list[ConvProblem]:
-    if not SHAPES.exists():
-        return []
-    names = [field.name for field in fields(ConvProblem)]
-    with SHAPES.open() as file:
-        rows = [ConvProblem(**{name: int(row[name]) for name in names}) for row in csv.DictReader(file)]
-    return list(dict.fromkeys(shrunk(p) for p in rows))
+    """Of the grid that profiles time, and of `SHAPES`."""
+    rows = read_problems(GRID)
+    if SHAPES.exists():
+        with SHAPES.open() as file:
+            rows += [ConvProblem(**{name: int(row[name]) for name in DIMENSIONS}) for row in csv.DictReader(file)]
+    return list(dict.fromkeys(map(shrunk, rows)))
 
 
-def some(problems: list[ConvProblem]) -> list[ConvProblem]:
-    return problems[:: max(1, len(problems) // SAMPLE)] if SAMPLE else problems
+def spread(problems: list[ConvProblem], count: int) -> list[ConvProblem]:
+    """Up to `count` of them, from all over the list."""
+    return problems[:: -(-len(problems) // count)]
 
 
 CORNERS = corner_problems()
 RANDOM = random_problems(2000)
 REAL = real_problems()
-FEW = CORNERS[:: 9 if SAMPLE else 3]
+FEW = CORNERS[::3]
 MACHINE = machine.cpu()
 
 

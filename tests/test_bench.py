@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from clock import Clock
 from torch import nn
 
+from convselect.bench import runner
 from convselect.bench.networks import convolution_flops, from_factory, load, parse_shape, randomise
 from convselect.bench.peers import PEERS, Call, Peer, exported
 from convselect.bench.plot import plot
@@ -85,9 +86,10 @@ def test_protocol_has_runs(name: str, least: int) -> None:
         Protocol(**{name: least - 1})
 
 
-def test_runs_before_the_system_has_settled_do_not_count() -> None:
-    seconds = iter([0.02, 0.02, 0.001, 0.001, 0.001])
-    assert block_ms(lambda: time.sleep(next(seconds)) or X, Protocol(runs=3, settle_ms=30)) < 15  # type: ignore
+def test_runs_before_the_system_has_settled_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seconds = Clock.of(monkeypatch, runner), iter([0.02, 0.02, 0.001, 0.003, 0.002])
+    found = block_ms(lambda: clock.sleep(next(seconds)) or X, Protocol(runs=3, settle_ms=30))  # type: ignore
+    assert found == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,19 @@
-"""Calibration against a machine and a cost model that are made up, so that what should happen is known."""
+"""Calibration against a machine and costs that are made up, so that what should happen is known."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from clock import Clock
+from made_up import Costs
 
-from convselect import calibration
+from convselect import calibration, operator_timing, timing
 from convselect.calibration import RULED_OUT, Calibrator, expected_regret
-from convselect.costs import Costs, Samples, store
+from convselect.costs import Samples, store
 from convselect.layout import Layout
 from convselect.machine import Machine, cpu
 from convselect.operator_timing import OperatorTime
@@ -56,33 +57,11 @@ class Named(Primitive):
         raise NotImplementedError
 
 
-class Model:
-    """ms = GFLOP times the primitive's factor, except where it was sampled."""
+class Timer:
+    """By which primitives take what `truth` says, and what a calibration expects beside that; no longer than asked."""
 
-    def __init__(self, factors: dict[str, float], std: float = 0.3, samples: Samples | None = None) -> None:
-        self.factors, self.std, self.samples = factors, std, samples or Samples()
-
-    def predict(
-        self, problems: Sequence[ConvProblem], candidates: Sequence[tuple[str, str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        ms = np.array([[1e-8 * p.flops * self.factors[name] for name, _ in candidates] for p in problems])
-        std = np.full(ms.shape, self.std)
-        known = {(t.problem, t.primitive): t.ms for t in self.samples.timings}
-        for i, p in enumerate(problems):
-            for j, (name, _) in enumerate(candidates):
-                if (str(p), name) in known:
-                    ms[i, j], std[i, j] = known[str(p), name], 0.02
-        return ms, std
-
-    def with_samples(self, samples: Samples) -> Model:
-        return Model(self.factors, self.std, self.samples.merged(samples))
-
-
-class Clock:
-    """A timer whose primitives take what `truth` says; no longer than the deadline."""
-
-    def __init__(self, truth: Model, sleep: bool = False) -> None:
-        self.truth, self.sleep = truth, sleep
+    def __init__(self, truth: Costs, clock: Clock) -> None:
+        self.truth, self.clock = truth, clock
         self.calls: list[tuple[ConvProblem, list[str]]] = []
 
     def time_primitives(
@@ -92,13 +71,12 @@ class Clock:
         assert deadline is not None
         self.calls.append((problem, [q.name for q in primitives]))
         times = {}
+        self.clock.sleep(calibration._OVERHEAD_MS * 1e-3)
         for q in primitives:
-            ms = float(self.truth.predict([problem], [(q.name, q.family)])[0][0, 0])
-            if self.sleep:
-                if time.perf_counter() >= deadline:
-                    break
-                time.sleep(ms * 1e-3 * (rounds + 1))
-            times[q.name] = ms
+            if self.clock.now_s >= deadline:
+                break
+            times[q.name] = float(self.truth.predict([problem], [(q.name, q.family)])[0][0, 0])
+            self.clock.sleep(times[q.name] * 1e-3 * (rounds + 1))
         return times
 
     @property
@@ -106,83 +84,85 @@ class Clock:
         return [(problem, name) for problem, names in self.calls for name in names]
 
 
-def calibrator(model: Model, clock: Clock, problems: dict[ConvProblem, int]) -> Calibrator:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock.of(monkeypatch, calibration)
+
+
+def calibrated(
+    model: Costs, truth: Costs, problems: dict[ConvProblem, int], clock: Clock, seconds: float = 5.0
+) -> tuple[Calibrator, Timer]:
+    """After a calibration of `model` that finds `truth`."""
+    timer = Timer(truth, clock)
     able = {problem: [Named(name) for name in model.factors] for problem in problems}
-    return Calibrator(model, problems, able, clock, MACHINE)
+    calibrator = Calibrator(model, problems, able, timer, MACHINE)
+    calibrator.run(clock.now_s + seconds)
+    return calibrator, timer
 
 
-def soon(seconds: float = 5.0) -> float:
-    return time.perf_counter() + seconds
-
-
-def test_what_is_ruled_out_is_never_timed() -> None:
-    model = Model({"a_1": 1.0, "a_2": 1.2, "b_1": 1.5, "naive_1": 4.0, "naive_2": 1000.0}, std=0.3)
-    clock = Clock(Model({"a_1": 1.0, "a_2": 1.0, "b_1": 1.0, "naive_1": 0.1, "naive_2": 0.1}))
-    calibrator(model, clock, {LARGE: 1, SMALL: 1}).run(soon())
-    assert {name for _, name in clock.timed} == {"a_1", "a_2", "b_1"}
+def test_what_is_ruled_out_is_never_timed(clock: Clock) -> None:
+    model = Costs({"a_1": 1.0, "a_2": 1.2, "b_1": 1.5, "naive_1": 4.0, "naive_2": 1000.0}, std=0.3)
+    truth = Costs({"a_1": 1.0, "a_2": 1.0, "b_1": 1.0, "naive_1": 0.1, "naive_2": 0.1})
+    _, timer = calibrated(model, truth, {LARGE: 1, SMALL: 1}, clock)
+    assert {name for _, name in timer.timed} == {"a_1", "a_2", "b_1"}
     assert 4.0 * np.exp(-0.3) > RULED_OUT
 
 
-def test_uncertainty_brings_in_what_is_predicted_slow() -> None:
-    clock = Clock(Model({"a_1": 1.0, "b_1": 3.0}))
-    calibrator(Model({"a_1": 1.0, "b_1": 3.0}, std=0.8), clock, {LARGE: 1}).run(soon())
-    assert (LARGE, "b_1") in clock.timed
+def test_uncertainty_brings_in_what_is_predicted_slow(clock: Clock) -> None:
+    factors = {"a_1": 1.0, "b_1": 3.0}
+    _, timer = calibrated(Costs(factors, std=0.8), Costs(factors), {LARGE: 1}, clock)
+    assert (LARGE, "b_1") in timer.timed
 
 
-def test_nothing_is_timed_twice_and_known_samples_not_at_all() -> None:
+def test_nothing_is_timed_twice_and_known_samples_not_at_all(clock: Clock) -> None:
     factors = {"a_1": 1.0, "a_2": 1.05, "b_1": 1.1}
     known = Samples()
     known.add(LARGE, "a_1", 2, 1e-8 * LARGE.flops)
     known.add(LARGE, "a_2", 2, 1.5e-8 * LARGE.flops)
     known.add(LARGE, "b_1", 2, 1.5e-8 * LARGE.flops)
-    clock = Clock(Model(factors))
-    c = calibrator(Model(factors, samples=known), clock, {LARGE: 1, SMALL: 50})
-    c.run(soon())
-    assert len(clock.timed) == len(set(clock.timed))
-    assert {problem for problem, _ in clock.timed} == {SMALL}
-    assert {(t.problem, t.primitive) for t in c.samples.timings} == {(str(p), name) for p, name in clock.timed}
-    assert all(t.threads == MACHINE.threads for t in c.samples.timings)
+    calibrator, timer = calibrated(Costs(factors, samples=known), Costs(factors), {LARGE: 1, SMALL: 50}, clock)
+    timings = calibrator.samples.timings
+    assert len(timer.timed) == len(set(timer.timed))
+    assert {problem for problem, _ in timer.timed} == {SMALL}
+    assert {(t.problem, t.primitive) for t in timings} == {(str(p), name) for p, name in timer.timed}
+    assert all(t.threads == MACHINE.threads for t in timings)
 
 
-def test_the_largest_layer_comes_first() -> None:
-    clock = Clock(Model({"a_1": 1.0, "a_2": 1.1}))
-    calibrator(Model({"a_1": 1.0, "a_2": 1.1}), clock, {SMALL: 1, LARGE: 1}).run(soon())
-    assert clock.calls[0][0] == LARGE
+def test_the_largest_layer_comes_first(clock: Clock) -> None:
+    model = Costs({"a_1": 1.0, "a_2": 1.1})
+    _, timer = calibrated(model, model, {SMALL: 1, LARGE: 1}, clock)
+    assert timer.calls[0][0] == LARGE
 
 
-def test_every_family_that_matters_is_seen_early() -> None:
+def test_every_family_that_matters_is_seen_early(clock: Clock) -> None:
     factors = {f"{family}_{i}": 1.0 + 0.1 * n for n, family in enumerate("abcdefgh") for i in range(2)}
     problems = {ConvProblem(ic=c, ih=28, iw=28, oc=c, kh=3, kw=3, ph=1, pw=1): 1 for c in range(32, 256, 16)}
-    clock = Clock(Model(factors))
-    calibrator(Model(factors), clock, problems).run(soon())
-    early = {name[0] for _, names in clock.calls[:6] for name in names}
+    _, timer = calibrated(Costs(factors), Costs(factors), problems, clock)
+    early = {name[0] for _, names in timer.calls[:6] for name in names}
     assert early == set("abcdefgh")
 
 
-def test_a_certain_model_ends_early() -> None:
-    clock = Clock(Model({"a_1": 1.0, "b_1": 1.5}))
-    calibrator(Model({"a_1": 1.0, "b_1": 1.5}, std=0.02), clock, {LARGE: 1}).run(soon(100))
-    assert clock.calls == []
+def test_a_certain_model_ends_early(clock: Clock) -> None:
+    factors = {"a_1": 1.0, "b_1": 1.5}
+    _, timer = calibrated(Costs(factors, std=0.02), Costs(factors), {LARGE: 1}, clock, seconds=100.0)
+    assert timer.calls == []
 
 
-def test_a_surprise_changes_what_is_timed_next() -> None:
+def test_a_surprise_changes_what_is_timed_next(clock: Clock) -> None:
     """a_1 turns out 2.5 times slower than predicted, so b_1, ruled out at first, is timed after all."""
-    problem = {LARGE: 1}
-    model = Model({"a_1": 1.0, "a_2": 1.05, "b_1": 2.4}, std=0.1)
-    clock = Clock(Model({"a_1": 2.5, "a_2": 2.6, "b_1": 2.4}))
-    calibrator(model, clock, problem).run(soon())
-    assert [name for _, name in clock.timed] == ["a_1", "a_2", "b_1"]
+    model = Costs({"a_1": 1.0, "a_2": 1.05, "b_1": 2.4}, std=0.1)
+    _, timer = calibrated(model, Costs({"a_1": 2.5, "a_2": 2.6, "b_1": 2.4}), {LARGE: 1}, clock)
+    assert [name for _, name in timer.timed] == ["a_1", "a_2", "b_1"]
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.4])
-def test_the_budget_is_kept(budget: float) -> None:
+def test_the_budget_is_kept(budget: float, clock: Clock) -> None:
     factors = {f"a_{i}": 1.0 + 0.01 * i for i in range(8)}
     problems = {ConvProblem(ic=c, ih=28, iw=28, oc=c, kh=3, kw=3, ph=1, pw=1): 1 for c in range(8, 96, 2)}
-    clock = Clock(Model(factors), sleep=True)
-    start = time.perf_counter()
-    calibrator(Model(factors), clock, problems).run(start + budget)
-    assert 0.5 * budget < time.perf_counter() - start < 1.2 * budget + 0.05
-    assert len(clock.calls) > 2
+    start = clock.now_s
+    _, timer = calibrated(Costs(factors), Costs(factors), problems, clock, budget)
+    assert 0.5 * budget < clock.now_s - start < 1.2 * budget
+    assert len(timer.calls) > 2
 
 
 def test_expected_regret() -> None:
@@ -200,11 +180,12 @@ def test_expected_regret() -> None:
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cost model for the registered primitives, and a cache of the test's own."""
+    """A cost model for the registered primitives, a cache of the test's own, and a clock that goes at each look."""
+    Clock.of(monkeypatch, calibration, operator_timing, timing, look_s=1e-3)
     names = {q.name: 1.0 + 0.02 * i for i, q in enumerate(primitives())}
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
     monkeypatch.setattr(calibration, "model_for", lambda machine: None)
-    monkeypatch.setattr(calibration, "Costs", lambda model, samples, machine: Model(names, samples=samples))
+    monkeypatch.setattr(calibration, "Costs", lambda model, samples, machine: Costs(names, samples=samples))
 
 
 @pytest.mark.usefixtures("made_up")
@@ -244,11 +225,6 @@ def test_calibrate_refuses_nonsense() -> None:
             calibration.calibrate(budget)
     with pytest.raises(ValueError, match="device"):
         calibration.calibrate(1.0, device="tpu")
-
-
-def test_costs_has_what_calibration_asks_for() -> None:
-    for method in ("predict", "with_samples"):
-        assert callable(getattr(Costs, method))
 
 
 @pytest.mark.usefixtures("made_up")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,20 +159,14 @@ def test_a_missing_or_damaged_model_is_a_clear_error(model: CostModel, tmp_path:
         CostModel.load(path)
 
 
-def test_predicting_a_whole_network_takes_under_ten_milliseconds(tmp_path: Path) -> None:
-    candidates = [(f"{family}_{i}", family) for family in ("a", "b", "c", "d", "e") for i in range(5)]
-    one = {"ic": 16, "oc": 16, "kh": 3}
-    rows = [{**one, "ih": ih, "primitive": p, "family": f, "ms": 1.0} for ih in (8, 16, 32) for p, f in candidates]
-    model = fit(read([pa.Table.from_pylist(rows)]), settings=Settings(steps=2, evaluations=1))
+def test_a_whole_network_is_predicted_in_one_pass(model: CostModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long that takes is held by `benchmarks/limits.py`."""
+    evaluated: list[int] = []
+    residuals = CostModel._residuals
+    monkeypatch.setattr(CostModel, "_residuals", lambda self, x: evaluated.append(len(x)) or residuals(self, x))
     network = problems(400)[:110]
-    assert len(network) == 110
-
-    def elapsed_ms() -> float:
-        start = time.perf_counter()
-        model.predict(network, candidates, 2)
-        return 1e3 * (time.perf_counter() - start)
-
-    assert min(elapsed_ms() for _ in range(30)) < 10
+    model.predict(network, [*CANDIDATES, ("direct_blocked", "direct"), ("fft_nchw", "fft")], 2)
+    assert evaluated == [110]
 
 
 def test_costs_import_downwards_and_torch_in_training_only() -> None:

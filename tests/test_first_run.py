@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from clock import Clock
+from made_up import Costs
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import convselect
-from convselect import calibration, machine
+from convselect import calibration, machine, operator_timing, planning, timing
 from convselect.costs import Samples, store
+from convselect.primitive import primitives
 
 SCRIPT = """
 import torch, convselect
@@ -24,6 +27,12 @@ x = torch.randn(1, 3, 32, 32)
 with torch.inference_mode():
     assert torch.allclose(convselect.compile(model, budget_s=2.0)(x), model(x), rtol=1e-3, atol=1e-4)
 """
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A calibration makes a few hundred looks, whatever the machine."""
+    return Clock.of(monkeypatch, calibration, operator_timing, timing, look_s=1e-3)
 
 
 @pytest.fixture
@@ -79,8 +88,12 @@ def test_what_a_first_graph_leaves_of_the_budget_is_for_the_next(cache: Path, mo
     assert budgets == [pytest.approx(0.3)]
 
 
-def test_never_is_the_shipped_model_as_it_is(cache: Path) -> None:
+def test_never_is_the_shipped_model_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is a calibration, here one by which the first choice would be slow."""
+    factors = {primitive.name: 1.0 + 0.01 * i for i, primitive in enumerate(primitives())}
+    monkeypatch.setattr(
+        planning, "Costs", lambda model, samples, machine: Costs(factors, samples=samples, machine=machine)
+    )
     layers = []
     for _ in range(2):
         fast, x = run_once(calibrate="never")

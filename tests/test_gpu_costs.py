@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clock import Clock
 from gpu import FakeDevice, Named, machine
 
 import convselect
-from convselect import calibration, profiling
+from convselect import calibration, profiling, timing
 from convselect.costs import Costs, model_for, roofline, store, tables
 from convselect.costs.operators import DEFAULT
 from convselect.costs.train import Settings, train
@@ -160,6 +161,7 @@ def test_no_gpu_to_calibrate() -> None:
 def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device on which every call takes as many ms as its name has letters, far from what the prior says."""
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
+    Clock.of(monkeypatch, calibration, timing, look_s=1e-3)
     log: list[str] = []
     problems = [ConvProblem(ic=64, ih=size, iw=size, oc=64, kh=3, kw=3, ph=1, pw=1) for size in (14, 28, 56)]
     named = [Named(name, log) for name in ("igemm_64x64", "igemm_128x128_nhwc", "winograd_f2x2_3x3_64x64_nhwc")]

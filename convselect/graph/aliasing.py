@@ -19,7 +19,9 @@ def may_alias(node: Node) -> bool:
         return False
     if isinstance(node.target, OpOverload):
         return any(result.alias_info is not None for result in node.target._schema.returns)
-    return node.target is operator.getitem or isinstance(node.target, torch._ops.HigherOrderOperator)
+    if node.target is operator.getitem:
+        return may_alias(node.args[0])
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def origins(node: Node) -> set[Node]:

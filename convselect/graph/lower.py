@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from convselect import upsampling
 from convselect.graph.aliasing import may_alias
 from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, known_size, scale_shift, size_hint
@@ -80,8 +81,8 @@ def with_strides(value: torch.Tensor, to: tuple[int, ...]) -> torch.Tensor:
 
 
 def copied(value: torch.Tensor, to: tuple[int, ...]) -> torch.Tensor:
-    """A copy of `value` with these strides."""
-    return value.new_empty_strided(value.shape, to).copy_(value)
+    """`value` with these strides: a copy, unless ATen gave them, of which tracing knew otherwise."""
+    return value if value.stride() == to else value.new_empty_strided(value.shape, to).copy_(value)
 
 
 class _Lowering:
@@ -199,6 +200,11 @@ class _Lowering:
         elif node.target in ARGUMENTS and option.reads is Layout.NHWC and _is_ours(node):
             arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
             new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
+            value = _empty(node.meta["val"], Layout.NHWC)
+        elif node.target in upsampling.ARGUMENTS and option.reads is Layout.NHWC and node.meta["val"].is_cpu:
+            arguments = upsampling.ARGUMENTS[node.target](*node.args[1:], **node.kwargs)
+            operands = torch.fx.map_arg((node.args[0], *arguments), operand)
+            new = self.new.call_function(torch.ops.convselect.upsample2d.default, operands)
             value = _empty(node.meta["val"], Layout.NHWC)
         else:
             new = self.new.node_copy(node, operand)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from convselect import upsampling
 from convselect.graph.capture import scale_shift
 from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
@@ -18,6 +19,8 @@ _KINDS = {
     "adaptive_avg_pool": (aten._adaptive_avg_pool2d.default,),
     "cat": (aten.cat.default,),
     "add": (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default),
+    "upsample_nearest": (aten.upsample_nearest2d.default,),
+    "upsample_bilinear": (aten.upsample_bilinear2d.default,),
     "batch_norm": (scale_shift,),
     "mean": (aten.mean.dim,),
     "elementwise": (
@@ -25,7 +28,7 @@ _KINDS = {
         aten.gelu.default, aten.leaky_relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
         aten.clamp_max.default, aten.tanh.default, aten.elu.default, aten.softplus.default, aten.exp.default,
         aten.neg.default, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar,
-        aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten._to_copy.default,
+        aten._to_copy.default,
     ),
 }  # fmt: skip
 _DTYPES = {"cpu": (torch.float32,), "cuda": GPU_DTYPES}
@@ -60,6 +63,10 @@ def kind_of(node: Node) -> str | None:
         return None
     if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
         return None
+    if kind == "upsample_nearest":
+        scales = upsampling.nearest_arguments(*node.args[1:], **node.kwargs)[3:]
+        source, result = node.args[0].meta["val"].shape, node.meta["val"].shape
+        return kind if upsampling.reads_the_same(source[2:], result[2:], *scales) else None
     if kind in ("max_pool", "avg_pool"):
         stride = node.args[2] if len(node.args) > 2 else node.kwargs.get("stride", ())
         return windowed(kind, node.args[1], stride)

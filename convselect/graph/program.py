@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from convselect.graph.arena import Buffer
 from convselect.graph.slices import head_of
@@ -22,6 +23,7 @@ from convselect.graph.steps import (
     is_step,
     is_view,
     takes_strides,
+    tensors_of,
 )
 from convselect.machine import cpu
 
@@ -132,7 +134,11 @@ class Segment:
         for node in (*self.inputs, *self.outputs):
             header += [node.meta["val"].dim(), *sizes(node), *sizes.strides(node)]
         with torch.inference_mode(False):
-            return Program(torch.tensor(header + words, device="cpu"), arena, tuple(layers), packed)
+            program = torch.tensor(header + words, device="cpu")
+        read = {source for node in self.nodes for source in node.all_input_nodes}
+        constants = [tensor for node, tensor in steps.constants.items() if node in read]
+        torch.ops.convselect.verify(program, constants)
+        return Program(program, arena, tuple(layers), packed)
 
 
 class _Sizes:
@@ -213,10 +219,6 @@ def _channels(node: Node) -> int:
     return int(node.meta["val"].shape[1])
 
 
-def _is_tensor(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.Tensor)
-
-
 def split(module: GraphModule, constants: int) -> GraphModule:
     """`module`, whose first `constants` inputs are packed weights and biases, with its stretches of steps as segments.
 
@@ -229,6 +231,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
         made[node] = new.placeholder(node.name)
     given = placeholders[:constants]
     symbols = [node for node in placeholders if isinstance(node.meta.get("val"), torch.SymInt)]
+    known = {node.meta["val"].node.expr for node in symbols}
 
     def operand(node: Node) -> Node:
         if node not in made:  # a constant that a node of no segment reads
@@ -243,8 +246,8 @@ def split(module: GraphModule, constants: int) -> GraphModule:
                 outside.add(node)
         results = [n for n in stretch if n not in outside and any(u not in inside or u in outside for u in n.users)]
         if results:
-            sources = dict.fromkeys(source for node in stretch for source in node.all_input_nodes)
-            inputs = [n for n in sources if n not in inside and n not in given and _is_tensor(n)]
+            sources = dict.fromkeys(source for node in stretch for source in tensors_of(node))
+            inputs = [n for n in sources if n not in inside and n not in given]
             values = packed, tuple(map(operand, symbols)), *map(operand, inputs)
             call = new.call_function(Segment(stretch, symbols, inputs, results, given), values)
             for i, node in enumerate(results):
@@ -257,7 +260,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
     for node in module.graph.nodes:
         if node.op == "placeholder":
             continue
-        if is_step(node):
+        if is_step(node) and free_symbols(node.meta["val"]) <= known:  # not of sizes that depend on data
             stretch.append(node)
             continue
         if stretch:

@@ -7,13 +7,13 @@ has tensors that are not contiguous, it is run once as it was written, and its r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput, PlainAOTOutput
 from torch._subclasses import FakeTensor
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule, Interpreter
 
 from convselect.graph.capture import known_size, size_hint
 
@@ -21,7 +21,7 @@ Strides = dict[int, tuple[int, ...]]
 """By position among the graph's results."""
 
 
-def eager_strides(graph: Graph, eager: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> Strides:
+def eager_strides(graph: Graph, eager: GraphModule, inputs: Sequence[Any]) -> Strides:
     """Those of `graph`'s results that differ from what was traced.
 
     graph: as AOTAutograd made it. eager: Dynamo's module, of `inputs`, which stay as they are.
@@ -34,13 +34,10 @@ def eager_strides(graph: Graph, eager: Callable[..., Sequence[Any]], inputs: Seq
     mutated = {getattr(origin.mutated_input, "idx", None) for origin in origins if _is_mutation(origin)}
     if None in mutated:  # a weight, which is no argument
         return {}
-    copies = [
-        value.clone() if i in mutated else value.detach() if type(value) is torch.Tensor else value
-        for i, value in enumerate(inputs)
-    ]
+    copies = [_argument(value, i in mutated) for i, value in enumerate(inputs)]
     try:
         with torch.random.fork_rng():
-            results = eager(*copies)
+            results = Interpreter(eager).run(*copies)
     except Exception:  # the model's own, which the call that compiles it is about to raise
         return {}
     found: Strides = {}
@@ -53,6 +50,15 @@ def eager_strides(graph: Graph, eager: Callable[..., Sequence[Any]], inputs: Seq
         if real.stride() != tuple(map(size_hint, traced.stride())):
             found[position] = real.stride()
     return found
+
+
+def _argument(value: Any, is_mutated: bool) -> Any:
+    """What stands for an input, so that it stays as it is, its sizes and strides as well."""
+    if isinstance(value, torch.SymInt):
+        return size_hint(value)
+    if type(value) is not torch.Tensor:
+        return value
+    return value.clone() if is_mutated else value.detach()
 
 
 def _is_mutation(origin: object) -> bool:

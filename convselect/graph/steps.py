@@ -22,7 +22,7 @@ from convselect.primitives.kernel import KernelPrimitive
 aten = torch.ops.aten
 ops = torch.ops.convselect
 
-STEPS = ("conv", "to_layout", "scale_shift", "linear", "pool")
+STEPS = ("conv", "to_layout", "scale_shift", "linear", "pool", "upsample")
 """In the order of the kernels' enumeration `Step`."""
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.squeeze.dims, aten.alias.default)
@@ -33,14 +33,14 @@ def is_step(node: Node) -> bool:
     if node.op != "call_function" or not _is_float(node):
         return False
     value, target = node.meta["val"], node.target
-    sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+    sources = tensors_of(node)
     if isinstance(target, Call):
         return isinstance(target.primitive, KernelPrimitive)
     if not all(_is_float(source) and _is_dense(source) for source in sources):
         return False
     if target is to_layout:
         return True
-    if isinstance(target, ScaleShift) or target in (ops.pool2d.default, ops.linear.default):
+    if isinstance(target, ScaleShift) or target in (ops.pool2d.default, ops.upsample2d.default, ops.linear.default):
         return True
     if target in _VIEWS:
         return bool(sources[0].meta["val"].is_contiguous() and value.is_contiguous())
@@ -53,6 +53,11 @@ def is_step(node: Node) -> bool:
     if activation_of(node) is not None:
         return value.is_contiguous() or _same_layout(node, sources)
     return False
+
+
+def tensors_of(node: Node) -> list[Node]:
+    """The operands of `node` that are tensors; others are sizes."""
+    return [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
 
 
 def is_view(node: Node) -> bool:
@@ -84,7 +89,7 @@ def gives_strides(node: Node) -> bool:
     """Whether `node` can write into a range of the channels of a wider NHWC tensor."""
     if isinstance(node.target, Call):
         return node.target.primitive.dst_layout is Layout.NHWC and node.args[3] is None
-    return node.target is ops.pool2d.default or takes_strides(node)
+    return node.target in (ops.pool2d.default, ops.upsample2d.default) or takes_strides(node)
 
 
 def is_nhwc(node: Node) -> bool:
@@ -167,6 +172,8 @@ class Steps:
             self._linear(node)
         elif target is ops.pool2d.default:
             self._pool(node)
+        elif target is ops.upsample2d.default:
+            self._upsample(node)
         elif target is aten.cat.default:
             self._cat(node)
         elif target is aten.mul.Tensor:
@@ -232,6 +239,16 @@ class Steps:
         value = self.values[node]
         self._add(
             "pool", mb, channels, ih, iw, *geometry[8:], *geometry[:8], int(maximum), int(include_pad), divisor,
+            self.values[src].address, value.address, value.stride,
+        )  # fmt: skip
+
+    def _upsample(self, node: Node) -> None:
+        src, _, linear, align_corners, *scales = node.args
+        mb, channels, ih, iw = self.sizes(src)
+        value = self.values[node]
+        self._add(
+            "upsample", mb, channels, ih, iw, *self.sizes(node)[2:], int(linear), int(align_corners),
+            *(-1.0 if scale is None else 1 / scale for scale in scales),
             self.values[src].address, value.address, value.stride,
         )  # fmt: skip
 
