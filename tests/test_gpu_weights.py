@@ -49,6 +49,32 @@ def pretend_streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return log
 
 
+def test_packing_on_a_gpu_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It overwrites what an earlier call has packed, which must not pass for whole when the old weights come back."""
+    pretend_streams(monkeypatch)
+    graph = Graph()
+    source = graph.placeholder("weight")
+    graph.output((graph.call_function(torch.neg, (source,)), graph.call_function(torch.abs, (source,))))
+    fails = list[int]()
+
+    def prepack(weight: torch.Tensor) -> torch.Tensor:
+        if fails:
+            raise LookupError("no luck")
+        return weight.clone()
+
+    constants = Constants(GraphModule({}, graph), [None, prepack], torch.device("cuda"))
+    old, new = torch.randn(3, 4), torch.randn(3, 4)
+    addresses = [tensor.data_ptr() for tensor in constants.current([old])]
+    fails.append(1)
+    with pytest.raises(LookupError):
+        constants.current([new])
+    fails.clear()
+    again = constants.current([old])
+    assert torch.equal(again[0], -old)
+    assert torch.equal(again[1], old.abs())
+    assert [tensor.data_ptr() for tensor in again] == addresses, "where CUDA graphs have captured them"
+
+
 def test_weights_without_versions_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the host waits each time; and not while the caller captures, where it must not."""
     pretend_streams(monkeypatch)

@@ -257,7 +257,7 @@ def test_pooling(shape: tuple[int, ...], arguments: tuple, ceil: bool) -> None:
     ]
     for operator, rest in calls:
         expected = operator(x, *rest)
-        got = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator](expected.shape, *rest))
+        got = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator](x.shape, expected.shape, *rest))
         exact = operator is aten.max_pool2d.default
         torch.testing.assert_close(got, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from made_up import choose
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,7 +40,7 @@ class Net(nn.Module):
         y = F.relu(self.a(y) + y)
         y = F.relu(self.norm(torch.cat([F.max_pool2d(y, 3, 1, 1), self.b(y)], 1)))
         y = self.last(y * torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))) + y
-        return y, self.fc(y.mean((2, 3)))
+        return y, self.fc(F.interpolate(y, scale_factor=2).mean((2, 3)))
 
 
 def conv(ic: int, oc: int) -> nn.Module:
@@ -48,9 +49,11 @@ def conv(ic: int, oc: int) -> nn.Module:
 
 @lru_cache(maxsize=1)
 def real() -> Program:
+    """By kernels of ours alone, whatever this machine would choose."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    with torch.inference_mode():
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        choose(patch, "direct_nhwc", "depthwise_nhwc")
         fast = convselect.compile(Net().eval(), calibrate="never", strict=True)
         (run,) = run_graphs(fast, [torch.randn(SIZE)])
     nodes = [node.target for node in run.graph.module.graph.nodes]
@@ -207,6 +210,10 @@ def fields(kind: str) -> dict[str, int]:
             "mb": 2, "channels": 4, "ih": 5, "iw": 6, "oh": 5, "ow": 6, **windows, "max": 1, "include_pad": 0,
             "divisor": 0, "src": SRC, "dst": DST, "dst_stride": 4,
         },
+        "upsample": {
+            "mb": 2, "channels": 4, "ih": 5, "iw": 6, "oh": 10, "ow": 6, "linear": 1, "align_corners": 0, "step_h": 0,
+            "step_w": 0, "src": SRC, "dst": DST, "dst_stride": 4,
+        },
     }[kind]  # fmt: skip
 
 
@@ -222,7 +229,15 @@ def test_the_right_step_passes(kind: str) -> None:
     verify(kind)
 
 
+NAN = 0x7FF8 << 48  # as the bits of a double
+
 WRONG: list[tuple[str, dict[str, int], str]] = [
+    ("upsample", {"oh": 0}, "a height or width is 0, must be at least 1"),
+    ("upsample", {"iw": 2**31}, "a height or width is 2147483648"),
+    ("upsample", {"step_w": NAN}, "a step is -?nan, must be finite"),
+    ("upsample", {"ih": 6}, "src, 288 floats from 0 on, is not inside of base 2, which has 240"),
+    ("upsample", {"oh": 11}, "dst, 528 floats from 0 on, is not inside of base 3, which has 480"),
+    ("upsample", {"dst_stride": 3}, "the stride of dst is 3, must be at least 4"),
     ("conv", {"kernel": 10**6}, "kernel is 1000000, must be below"),
     ("conv", {"kernel": -1}, "kernel is -1"),
     ("conv", {"kernel": kernel_of("pointwise_nhwc")}, "pointwise_nhwc does not take mb2_g1ic4ih5iw6oc8oh5ow6kh3kw3"),

@@ -166,19 +166,31 @@ def _read(path: Path) -> Samples:
         raise Damage(f"{data_path} does not hold timings: {error!r}") from error
 
 
-def _settled(read: Callable[[], T]) -> T:
-    """`read` again if it fails: another process may just have replaced the pair of files."""
+def _version(path: Path) -> tuple[int, int] | None:
+    """Differs where the file at `path` was replaced; None if there is none."""
     try:
-        return read()
-    except (OSError, Damage):
-        return read()
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _settled(path: Path, read: Callable[[Path], T]) -> T:
+    """`read(path)`, again where it fails because another process has just replaced the JSON at `path` and its data."""
+    while True:
+        before = _version(path)
+        try:
+            return read(path)
+        except (OSError, Damage):
+            if _version(path) == before:
+                raise
 
 
 def _on_disk(folder: Path | None, fingerprint: str) -> Samples | None:
     if folder is None:
         return None
     try:
-        return _settled(lambda: _read(folder / f"{fingerprint}.json"))
+        return _settled(folder / f"{fingerprint}.json", _read)
     except (OSError, Damage):
         return None
 
@@ -252,8 +264,9 @@ def save(machine: Machine, samples: Samples) -> Samples:
             path = folder / f"{fingerprint}.json"
             _write(_data_path(path, digest), data)
             _write(path, json.dumps(record, indent=1).encode())
-            for old in set(folder.glob(f"{fingerprint}.*.safetensors")) - {_data_path(path, digest)}:
-                old.unlink(missing_ok=True)
+            for old in {*folder.glob(f"{fingerprint}.*.safetensors"), *folder.glob(f".{fingerprint}.*")}:
+                if old != _data_path(path, digest):  # earlier data, or what a process was writing when it was killed
+                    old.unlink(missing_ok=True)
             return merged
     except OSError as error:
         with _guard:
@@ -275,9 +288,9 @@ def _entry(path: Path) -> Entry:
     damage = None
     size = 0
     try:
-        record = _settled(lambda: _record(path))
+        record = _settled(path, _record)
         size = path.stat().st_size + _data_path(path, record["sha256"]).stat().st_size
-        _settled(lambda: _read(path))
+        _settled(path, _read)
     except (OSError, Damage) as error:
         damage = str(error)
     return Entry(
@@ -312,6 +325,7 @@ def clear() -> int:
         return 0
     with _locked(folder):
         found = list(folder.glob("*.json"))
-        for path in (*found, *folder.glob("*.safetensors")):
-            path.unlink(missing_ok=True)
+        for pattern in ("*.json", "*.safetensors", ".*.json.*", ".*.safetensors.*"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
     return len(found)

@@ -16,7 +16,7 @@ from convselect.graph.capture import ConvSpec, convolution, kept, known_size, sc
 from convselect.graph.operators import in_both, is_activation, layout_of
 from convselect.graph.results import Strides
 from convselect.layout import Layout, dense, holds, strides
-from convselect.pooling import ARGUMENTS
+from convselect.pooling import ARGUMENTS, Arguments
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.primitives.gpu import norms
 from convselect.problem import ConvProblem
@@ -197,13 +197,12 @@ class _Lowering:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
             new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
             value = _empty(node.meta["val"], layout_of(new.args[0].meta["val"]) or Layout.NCHW)
-        elif node.target in ARGUMENTS and option.reads is Layout.NHWC and _is_ours(node):
-            arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
-            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
+        elif (pooling := _pooling(node, option)) is not None:
+            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *pooling))
             value = _empty(node.meta["val"], Layout.NHWC)
         elif node.target in upsampling.ARGUMENTS and option.reads is Layout.NHWC and node.meta["val"].is_cpu:
-            arguments = upsampling.ARGUMENTS[node.target](*node.args[1:], **node.kwargs)
-            operands = torch.fx.map_arg((node.args[0], *arguments), operand)
+            upsampled = upsampling.ARGUMENTS[node.target](*node.args[1:], **node.kwargs)
+            operands = torch.fx.map_arg((node.args[0], *upsampled), operand)
             new = self.new.call_function(torch.ops.convselect.upsample2d.default, operands)
             value = _empty(node.meta["val"], Layout.NHWC)
         else:
@@ -226,10 +225,15 @@ class _Lowering:
         return new.target(*args, **kwargs)
 
 
-def _is_ours(pool: Node) -> bool:
-    """Whether a kernel of ours pools in NHWC."""
-    src, sizes = pool.args[0].meta["val"], pool.meta["val"].shape[1:]
-    return src.device.type == "cpu" and not in_both(src) and None not in map(known_size, sizes)
+def _pooling(node: Node, option: Option) -> Arguments | None:
+    """What the operator that pools in NHWC takes after its source, where it computes `node`."""
+    if node.target not in ARGUMENTS or option.reads is not Layout.NHWC:
+        return None
+    src = node.args[0].meta["val"]
+    sizes, out = ([known_size(size) for size in value.shape[1:]] for value in (src, node.meta["val"]))
+    if src.device.type != "cpu" or in_both(src) or None in (*sizes, *out):
+        return None
+    return ARGUMENTS[node.target]((0, *sizes), (0, *out), *node.args[1:], **node.kwargs)
 
 
 def _same_strides(value: Any, other: Any) -> bool:

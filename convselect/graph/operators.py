@@ -6,10 +6,10 @@ import torch
 from torch.fx import Node
 
 from convselect import upsampling
-from convselect.graph.capture import scale_shift
+from convselect.graph.capture import known_size, scale_shift
 from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
-from convselect.pooling import windowed
+from convselect.pooling import mean_arguments, windowed
 
 aten = torch.ops.aten
 
@@ -61,8 +61,8 @@ def kind_of(node: Node) -> str | None:
         return None
     if node.target is aten._to_copy.default and node.kwargs.keys() != {"dtype"}:
         return None
-    if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
-        return None
+    if kind == "mean":
+        return _mean(node)
     if kind == "upsample_nearest":
         scales = upsampling.nearest_arguments(*node.args[1:], **node.kwargs)[3:]
         source, result = node.args[0].meta["val"].shape, node.meta["val"].shape
@@ -71,6 +71,16 @@ def kind_of(node: Node) -> str | None:
         stride = node.args[2] if len(node.args) > 2 else node.kwargs.get("stride", ())
         return windowed(kind, node.args[1], stride)
     return kind
+
+
+def _mean(node: Node) -> str | None:
+    """A global average is predicted as the pooling with one window that it is in NHWC on the CPU."""
+    if not (len(node.args) > 2 and node.args[2]):
+        return None
+    src = node.args[0].meta["val"]
+    sizes = [known_size(size) for size in src.shape]
+    pooling = mean_arguments(sizes, (0, 0, 1, 1), *node.args[1:], **node.kwargs)
+    return "mean" if pooling is None or src.device.type != "cpu" else windowed("avg_pool", sizes[2:])
 
 
 def layout_of(value: torch.Tensor) -> Layout | None:

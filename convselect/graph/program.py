@@ -212,7 +212,21 @@ def _homes(segment: Segment) -> dict[Node, tuple[Node, int]]:
 
 def _free(node: Node) -> bool:
     """Whether every reader of `node` can find it in a range of channels."""
-    return all(takes_strides(user) for user in node.users)
+    return all(takes_strides(user) or _is_size(user) for user in node.users)
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat))
+
+
+def _sizes_of_steps(graph: Graph) -> set[Node]:
+    """Sizes that are computed for steps only, which know theirs: programs do not end there."""
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        for_steps = all(user in found or (is_step(user) and not is_view(user)) for user in node.users)
+        if for_steps and node.op == "call_function" and _is_size(node):
+            found.add(node)
+    return found
 
 
 def _channels(node: Node) -> int:
@@ -232,6 +246,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
     given = placeholders[:constants]
     symbols = [node for node in placeholders if isinstance(node.meta.get("val"), torch.SymInt)]
     known = {node.meta["val"].node.expr for node in symbols}
+    idle = _sizes_of_steps(module.graph)
 
     def operand(node: Node) -> Node:
         if node not in made:  # a constant that a node of no segment reads
@@ -239,7 +254,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
         return made[node]
 
     def close(stretch: list[Node]) -> None:
-        inside = set(stretch)
+        inside = {*stretch, *idle}
         outside: set[Node] = set()  # views that are read outside, and what they are views of
         for node in reversed(stretch):
             if is_view(node) and any(user not in inside or user in outside for user in node.users):
@@ -258,7 +273,7 @@ def split(module: GraphModule, constants: int) -> GraphModule:
 
     stretch: list[Node] = []
     for node in module.graph.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" or node in idle:
             continue
         if is_step(node) and free_symbols(node.meta["val"]) <= known:  # not of sizes that depend on data
             stretch.append(node)

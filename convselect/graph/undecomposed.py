@@ -1,8 +1,8 @@
 """Operators that AOTAutograd takes apart before any backend sees them, kept whole.
 
-torch registers Python decompositions of them at the keys of autograd, which tracing goes through whatever decompositions
-a backend asks for. Interpolation becomes index arithmetic and gathers, 4 to 150 times slower than ATen's kernel; the
-others are listed with what they cost.
+torch registers Python decompositions of them at the keys of autograd, which tracing goes through whatever
+decompositions a backend asks for. Interpolation becomes index arithmetic and gathers, 4 to 150 times slower than ATen's
+kernel; the others are listed with what they cost.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def _sized(whole: OpOverload) -> Kernel:
 
     def kernel(x: torch.Tensor, size: Sequence[int] | None, *rest: Any) -> torch.Tensor:
         *align_corners, scales = rest
-        size = upsample_compute_output_size(x.size(), size, scales)
+        size = upsample_compute_output_size(x.size(), size, scales)  # type: ignore[no-untyped-call]
+        if any(isinstance(length, int) and length == 0 for length in x.shape):  # torch 2.13 cannot trace it
+            memory_format = torch._prims_common.suggest_memory_format(x)
+            return x.new_empty((*x.shape[:2], *size)).contiguous(memory_format=memory_format)
         return whole(x, size, *align_corners, *(scales or [None] * (x.dim() - 2)))
 
     return kernel
@@ -81,8 +84,8 @@ _WHOLE: dict[OpOverload, Kernel | None] = {
 
 @contextmanager
 def undecomposed() -> Iterator[None]:
-    """Tracing inside keeps these operators. Changes torch's registry, as `torch.export` does for the same purpose: Dynamo
-    compiles in one thread at a time.
+    """Tracing inside keeps these operators. Changes torch's registry, as `torch.export` does for the same purpose:
+    Dynamo compiles in one thread at a time.
     """
     before = {operator: dict(operator.py_kernels) for operator in _WHOLE}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,20 +140,19 @@ class Constants:
 
     def _packed(self, statics: Sequence[torch.Tensor], before: _State | None) -> _State:
         if self._device.type == "cpu":
-            return _State(statics, pack(self._fold, self._prepacks, statics))
+            return _State(statics, partial(pack, self._fold, self._prepacks, statics))
         if streams.is_capturing():
             raise RuntimeError(
                 "the weights are new or have changed since the last call, and packing them cannot be captured: "
                 "call the model once before it is captured"
             )
         ready = streams.Ready(self._device)
+        into = None
+        if before is not None:
+            streams.finish(self._device)
+            before.overwritten, into = True, before.packed
         with torch.inference_mode(False):  # what is made under it could not be overwritten outside of it
-            if before is None:
-                packed = pack(self._fold, self._prepacks, statics)
-            else:
-                streams.finish(self._device)
-                pack(self._fold, self._prepacks, statics, packed := before.packed)
-        state = _State(statics, packed, ready)
+            state = _State(statics, partial(pack, self._fold, self._prepacks, statics, into), ready)
         ready.record()
         return state
 
@@ -173,9 +173,14 @@ class _State:
     """
 
     def __init__(
-        self, statics: Sequence[torch.Tensor], packed: tuple[torch.Tensor, ...], ready: streams.Ready | None = None
+        self,
+        statics: Sequence[torch.Tensor],
+        pack: Callable[[], tuple[torch.Tensor, ...]],
+        ready: streams.Ready | None = None,
     ) -> None:
-        self.packed, self.ready = packed, ready
+        self.ready = ready
+        self.overwritten = False
+        """Whether a later packing has begun to write into `packed`."""
         self._tf32 = tf32_allowed()
         self._unversioned = list(filter(_only_data_tells, statics))
         self._copy = _flat(self._unversioned) if self._unversioned else None
@@ -190,10 +195,12 @@ class _State:
         data = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
         self._data = torch.cat([self._metadata[:0], *data])
         self._fingerprints = tuple(map(torch.ops.convselect.fingerprint, (self._metadata, self._data)))
+        self.packed = pack()  # now: what another thread writes meanwhile must not pass for packed
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
         return (
-            (statics is self._held or all(map(operator.is_, statics, self._held)))
+            not self.overwritten
+            and (statics is self._held or all(map(operator.is_, statics, self._held)))
             and (self.ready is None or tf32_allowed() == self._tf32)  # a GPU's float32 weights are rounded for it
             and torch.ops.convselect.unchanged(self._identities)
             and list(map(_ask, self._asked)) == self._answers
