@@ -6,10 +6,12 @@ PYTHON ?= python3
 # `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo`. Override both versions together.
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
+TIMM ?= timm==1.0.31
 NETWORKS ?= alexnet vgg11 vgg16 googlenet inception_v3 resnet18 resnet50 squeezenet1_1 mobilenet_v2 efficientnet_b0 densenet121
 # Batch x threads of each table.
 SETTINGS ?= 1x1,1x2,8x1,8x2
 BENCH_ARGS ?=
+ZOO_ARGS ?=
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
@@ -17,7 +19,7 @@ KERNEL_SOURCES := $(wildcard kernels/cpu/*)
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test bench lint format clean FORCE
+.PHONY: demo test bench zoo lint format clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install $(STAMPS)/torchvision
@@ -28,6 +30,9 @@ test: lint $(STAMPS)/torchvision
 
 bench: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/peers
 	$(BIN)/python benchmarks/run.py $(NETWORKS) --settings $(SETTINGS) $(BENCH_ARGS)
+
+zoo: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/timm
+	$(BIN)/python benchmarks/zoo.py $(ZOO_ARGS)
 
 lint: $(STAMPS)/install $(STAMPS)/test
 	$(BIN)/ruff check .
@@ -54,6 +59,11 @@ $(STAMPS)/torch:
 $(STAMPS)/torchvision: $(STAMPS)/torch
 	$(PIP) --no-deps '$(TORCHVISION)'
 	$(PIP) pillow
+	touch $@
+
+$(STAMPS)/timm: $(STAMPS)/torch
+	$(PIP) --no-deps '$(TIMM)'
+	$(PIP) pyyaml huggingface_hub
 	touch $@
 
 # The names of the package's files: an editable install knows the modules it was made with.
