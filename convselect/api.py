@@ -46,8 +46,10 @@ def compile(
     Args:
         model: a `torch.nn.Module` in eval mode. Its two-dimensional convolutions are converted: float32 ones on a CPU,
             also half precision and autocast's on an NVIDIA GPU. Everything else runs as before.
-        accuracy: "strict" (what errs by at most 2e-6 relative to float64: direct, GEMM-based, Winograd F(2,3)),
-            "default" (at most 5e-6), or "fast" (at most 2e-5).
+        accuracy: "strict" (what errs by at most 2e-6 relative to float64, direct and GEMM-based), "default" (at most
+            5e-6, also Winograd and FFT), or "fast" (at most 2e-5). Winograd and FFT compute an output from all of a
+            tile, also from inputs that the kernel does not reach: NaN and infinity fill the tile, and values far larger
+            than their neighbours, such as -9999 for no data, leave an error in it that is relative to themselves.
         calibrate: "auto" times a few primitives on a machine's first runs, until `budget_s` seconds have gone into it,
             "always" on each compilation, "never" takes the shipped model as it is.
         budget_s: seconds that calibration, and `select="model+verify"`, may spend timing.

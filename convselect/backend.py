@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx import Graph, GraphModule, Node
 
 from convselect.cuda_graphs import CAPTURED, Cuda, CudaGraphs, refusal
-from convselect.errors import ConvselectWarning, UnconvertedError
+from convselect.errors import ConvselectWarning, UnconvertedError, brief
 from convselect.graph.assign import Assignment, OperatorCosts
 from convselect.graph.capture import (
     ConvSpec,
@@ -34,8 +35,10 @@ from convselect.graph.lower import Lowered, lower
 from convselect.graph.memory import assign_within
 from convselect.graph.program import split
 from convselect.graph.remainder import compile_remainder
+from convselect.graph.results import eager_strides
 from convselect.graph.simplify import simplify
 from convselect.graph.target import Target, devices_of, target_of
+from convselect.graph.undecomposed import undecomposed
 from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
 from convselect.plan import TransformPlan
@@ -63,9 +66,9 @@ class Backend:
                 "call it under torch.inference_mode() (or torch.no_grad()) to have it converted"
             )
             return gm.forward
-        placeholders = gm.graph.find_nodes(op="placeholder")
-        compiler = partial(self._compile, placeholders)
-        return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
+        compiler = partial(self._compile, gm, example_inputs)
+        with undecomposed():
+            return aot_autograd(fw_compiler=compiler, inference_compiler=compiler)(gm, example_inputs)
 
     def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:
         """What can run each problem, and what it costs. A subclass may choose among less."""
@@ -77,21 +80,32 @@ class Backend:
         warnings.warn(message, ConvselectWarning, stacklevel=2)
 
     def _compile(
-        self, dynamo_placeholders: Sequence[Node], gm: GraphModule, example_inputs: Sequence[Any]
+        self, dynamo_module: GraphModule, dynamo_inputs: Sequence[Any], gm: GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[[list[Any]], Any]:
-        graph = gm.graph
-        target = target_of(graph)
+        target = target_of(gm.graph)
         if isinstance(target, str):
             return self._unconverted(gm, target)
-        static = static_inputs(graph, dynamo_placeholders)
-        fixed = [node in static for node in graph.find_nodes(op="placeholder")]
-        prepared = prepare(graph, static, target)
-        convs = prepared.convs
-        self._report(prepared.others)
+        try:
+            with _blamed():
+                graph = copied(gm)
+                with _plain_torch():
+                    graph.output_node().meta["strides"] = eager_strides(graph, dynamo_module, dynamo_inputs)
+                static = static_inputs(graph, dynamo_module.graph.find_nodes(op="placeholder"))
+                prepared = prepare(graph, static, target)
+            self._report(prepared.others)
+            return self._converted(prepared, static, target, example_inputs)
+        except _DefectError as defect:
+            reason = f"an error in convselect ({defect}); please report it"
+            self._fall_back(f"the model, or a part of it, runs in ATen because of {reason}")
+            return self._unconverted(gm, reason)
 
+    def _converted(
+        self, prepared: Prepared, static: set[Node], target: Target, example_inputs: Sequence[Any]
+    ) -> Callable[[list[Any]], Any]:
+        graph, convs = prepared.graph, prepared.convs
+        fixed = [node in static for node in graph.find_nodes(op="placeholder")]
         start = time.perf_counter()
-        plain = torch.utils._python_dispatch._disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast()
-        with plain[0], plain[1], plain[2]:
+        with _plain_torch():
             choices = self.choices([spec.problem for spec in convs.values()], target)
         candidates = {node: choices.candidates[spec.problem] for node, spec in convs.items()}
         costs = OperatorCosts(choices.costs.operator_ms)
@@ -102,10 +116,11 @@ class Backend:
 
         prepacks = _prepacks(graph, assignment)
         fake = _fake_mode(graph)
-        with fake:
-            lowered = lower(graph, assignment.chosen, len(prepacks))
+        with _blamed():
+            with fake:
+                lowered = lower(graph, assignment.chosen, len(prepacks))
+            module = split(lowered.module, len(prepacks))
         plan = replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
-        module = split(lowered.module, len(prepacks))
         body: Callable[..., Any] = module
         if self.options.remainder == "inductor":
             with fake:
@@ -151,6 +166,37 @@ class Backend:
             self._fall_back(f"{other.name} runs in ATen: {other.reason}")
 
 
+class _DefectError(Exception):
+    """An error in this package."""
+
+
+@contextmanager
+def _blamed() -> Iterator[None]:
+    """Rewriting a captured graph must not fail. If it does all the same, the model still has to run: as it is."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _DefectError(brief(error)) from error
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Without the modes that a graph is captured under."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
+        yield
+
+
+def copied(gm: GraphModule) -> Graph:
+    """A copy of the graph, for rewriting; what it reads of `gm` stays there."""
+    graph = Graph()
+    nodes: dict[Node, Node] = {}
+    for node in gm.graph.nodes:
+        nodes[node] = graph.node_copy(node, nodes.__getitem__)
+    return GraphModule(gm, graph).graph
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A captured graph with everything folded and fused that can be: what primitives are selected for."""
@@ -170,7 +216,7 @@ def prepare(graph: Graph, static: set[Node], target: Target) -> Prepared:
     others = find_convolutions(graph, constant, target)
     constant = constants(graph, static)
     fold_batch_norms(graph, constant)
-    simplify(graph)
+    simplify(graph, constant)
     fuse_epilogues(graph)
     fuse_activations_into_norms(graph)
     replace_linears(graph)
@@ -194,7 +240,8 @@ def captured(model: Callable[..., Any], *inputs: torch.Tensor) -> list[Prepared]
                 found.append(prepare(graph, static_inputs(graph, placeholders), target))
             return traced.forward
 
-        aot_autograd(fw_compiler=keep, inference_compiler=keep)(gm, example_inputs)
+        with undecomposed():
+            aot_autograd(fw_compiler=keep, inference_compiler=keep)(gm, example_inputs)
         return gm.forward
 
     with torch.inference_mode():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import convselect.kernels  # noqa: F401  (loads the operators)
+from convselect import upsampling
 from convselect.layout import Layout, holds
 from convselect.pooling import ARGUMENTS, windowed
 from convselect.timing import Run, draw, interleaved, robust_ms
@@ -52,10 +53,25 @@ def _pool(kind: str, operator: Callable[..., torch.Tensor], *arguments: int) -> 
             return result
         size, stride, padding = arguments
         out = [(length + 2 * padding - size) // stride + 1 for length in x.shape[2:]]
-        result = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator]((*x.shape[:2], *out), *arguments))
+        ours = ARGUMENTS[operator](x.shape, (*x.shape[:2], *out), *arguments)
+        assert ours is not None
+        result = torch.ops.convselect.pool2d(x, *ours)
         return result
 
     return windowed(kind, *arguments[:2]), 1, run
+
+
+def _upsample(operator: Callable[..., torch.Tensor], *align_corners: bool) -> Operator:
+    """To twice the size, as a plan runs it: ATen's in NCHW, ours in NHWC."""
+
+    def run(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        size = [2 * length for length in x.shape[2:]]
+        if not holds(x, Layout.NHWC):
+            return operator(x, size, *align_corners)
+        result: torch.Tensor = torch.ops.convselect.upsample2d(x, *upsampling.ARGUMENTS[operator](size, *align_corners))
+        return result
+
+    return run
 
 
 OPERATORS: tuple[tuple[str, int, Operator], ...] = (
@@ -64,6 +80,8 @@ OPERATORS: tuple[tuple[str, int, Operator], ...] = (
     _pool("max_pool", aten.max_pool2d.default, 3, 1, 1),
     _pool("avg_pool", aten.avg_pool2d.default, 3, 1, 1),
     _pool("avg_pool", aten.avg_pool2d.default, 2, 2, 0),
+    ("upsample_nearest", 1, _upsample(aten.upsample_nearest2d.default)),
+    ("upsample_bilinear", 1, _upsample(aten.upsample_bilinear2d.default, False)),
     ("cat", 2, lambda x, y: torch.cat([x, y], 1)),
     ("add", 2, lambda x, y: x + y),
     ("elementwise", 1, lambda x, _: torch.relu(x)),

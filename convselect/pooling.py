@@ -25,20 +25,26 @@ def windowed(kind: str, kernel: Sizes, stride: Sizes = ()) -> str:
     return f"{kind}:{kh}x{kw}s{sh}x{sw}"
 
 
+Arguments = tuple[list[int], bool, bool, int]
+"""What `convselect::pool2d` takes after its source."""
+
+
 def max_pool2d_arguments(
+    src: Sequence[int],
     out: Sequence[int],
     kernel: Sizes,
     stride: Sizes = (),
     padding: Sizes = 0,
     dilation: Sizes = 1,
     ceil_mode: bool = False,
-) -> tuple[list[int], bool, bool, int]:
-    """What `convselect::pool2d` takes after its source, for `aten.max_pool2d` with a result [mb, c, oh, ow] = `out`."""
+) -> Arguments:
+    """For `aten.max_pool2d` of [mb, c, ih, iw] = `src` with a result [mb, c, oh, ow] = `out`."""
     k, s, p, d = _pair(kernel), _pair(stride, kernel), _pair(padding), _pair(dilation)
     return [*k, *s, *p, *d, *map(int, out[2:])], True, False, 0
 
 
 def avg_pool2d_arguments(
+    src: Sequence[int],
     out: Sequence[int],
     kernel: Sizes,
     stride: Sizes = (),
@@ -46,14 +52,27 @@ def avg_pool2d_arguments(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> tuple[list[int], bool, bool, int]:
+) -> Arguments:
     """The same for `aten.avg_pool2d`."""
     k, s, p = _pair(kernel), _pair(stride, kernel), _pair(padding)
     return [*k, *s, *p, 1, 1, *map(int, out[2:])], False, count_include_pad, divisor_override or 0
 
 
-ARGUMENTS: dict[object, Callable[..., tuple[list[int], bool, bool, int]]] = {
+def mean_arguments(
+    src: Sequence[int], out: Sequence[int], dims: Sequence[int] | None, keepdim: bool = False, **kwargs: object
+) -> Arguments | None:
+    """The same for `aten.mean`, which pools where it takes one window of all pixels; else None."""
+    window = list(src[2:])
+    if kwargs or not keepdim or sorted(dim % 4 for dim in dims or ()) != [2, 3]:
+        return None
+    if not all(isinstance(size, int) and size > 0 for size in window):
+        return None
+    return avg_pool2d_arguments(src, out, window)
+
+
+ARGUMENTS: dict[object, Callable[..., Arguments | None]] = {
     torch.ops.aten.max_pool2d.default: max_pool2d_arguments,
     torch.ops.aten.avg_pool2d.default: avg_pool2d_arguments,
+    torch.ops.aten.mean.dim: mean_arguments,
 }
-"""ATen's operator -> the arguments of ours, from the result's sizes and ATen's arguments after the source."""
+"""ATen's operator -> the arguments of ours, from both sizes and ATen's arguments after the source."""

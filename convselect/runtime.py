@@ -44,7 +44,7 @@ class CompiledGraph:
         self._statics, self._arguments = statics, arguments
 
     def __call__(self, args: list[Any]) -> Any:
-        statics, rest = [args[i] for i in self._statics], [args[i] for i in self._arguments]
+        statics, rest = [args[i] for i in self._statics], [_plain(args[i]) for i in self._arguments]
         args.clear()
         return self.run(statics, rest)
 
@@ -64,6 +64,17 @@ class CompiledGraph:
                 timer.run(packed, *rest)
         layers = (replace(layer, measured_ms=timer.least_ms.get(layer.name)) for layer in self.plan.layers)
         return replace(self.plan, layers=tuple(layers))
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of a subclass that only says how Python's operators treat it (tv_tensors.Image) as a tensor.
+
+    Dynamo has traced what it says, and operators of ours know no such classes.
+    """
+    if not isinstance(value, torch.Tensor) or type(value) in (torch.Tensor, torch.nn.Parameter):
+        return value
+    only_python = type(value).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    return value.as_subclass(torch.Tensor) if only_python else value
 
 
 class _LayerTimer(Interpreter):

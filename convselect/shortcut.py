@@ -35,10 +35,10 @@ _ORDINARY = DynamoStance()
 class Shortcut:
     """One remembered call: its graph, and where the call's arguments go and its results come from."""
 
-    def __init__(self, run: Run, leaves: Sequence[Any], result: Any, reader: Reader) -> None:
+    def __init__(self, run: Run, leaves: Sequence[torch.Tensor], result: Any, reader: Reader) -> None:
         """Raises `ValueError` where the graph's inputs and results are not the call's own."""
         self._run = run.graph.run
-        place = {id(leaf): i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+        place = {id(leaf): i for i, leaf in enumerate(leaves)}
         self._given = [(i, place[id(value)]) for i, value in enumerate(run.rest) if id(value) in place]
         self._statics = run.statics
         self._rest = [None if id(value) in place else value for value in run.rest]
@@ -66,7 +66,7 @@ class Shortcut:
             and all(namespace.get(name, UNSEEN) is value for namespace, name, value in self._names)
         )
 
-    def __call__(self, leaves: Sequence[Any]) -> Any:
+    def __call__(self, leaves: Sequence[torch.Tensor]) -> Any:
         self.calls += 1
         rest = self._rest.copy()
         for i, leaf in self._given:
@@ -96,18 +96,36 @@ def _is_ordinary() -> bool:
     )
 
 
-def _key(args: Sequence[Any]) -> tuple[Any, ...] | None:
-    """What Dynamo's guards on arguments can depend on; None where they are not plain tensors and numbers."""
+def _collect(value: Any, parts: list[Any], leaves: list[Any]) -> bool:
+    """Adds to `parts` what Dynamo's guards on an argument can depend on, and to `leaves` the tensors in it.
+
+    False where it is not plain tensors and numbers, or tuples, lists and dictionaries of them.
+    """
+    kind = type(value)
+    if kind is torch.Tensor:
+        keys = torch._C._dispatch_keys(value).raw_repr()
+        parts += (value.shape, value.stride(), value.dtype, value.requires_grad, keys, value.get_device())
+        leaves.append(value)
+        return True
+    if kind in PLAIN:
+        parts += (kind, value)
+        return True
+    if kind in (tuple, list):
+        parts += (kind, len(value))
+        return all(_collect(each, parts, leaves) for each in value)
+    if kind is dict and all(type(key) in PLAIN for key in value):
+        parts += (kind, *value)
+        return all(_collect(each, parts, leaves) for each in value.values())
+    return False
+
+
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], list[torch.Tensor]] | None:
+    """What guards on the arguments can depend on, and the tensors among them, no two of which are the same."""
     parts: list[Any] = []
-    for arg in args:
-        if type(arg) is torch.Tensor:
-            keys = torch._C._dispatch_keys(arg).raw_repr()
-            parts += (arg.shape, arg.stride(), arg.dtype, arg.requires_grad, keys, arg.get_device())
-        elif type(arg) in PLAIN:
-            parts += (type(arg), arg)
-        else:
-            return None
-    return None if len(set(map(id, args))) < len(args) else tuple(parts)
+    leaves: list[torch.Tensor] = []
+    if not _collect(args, parts, leaves) or not _collect(kwargs, parts, leaves):
+        return None
+    return None if len(set(map(id, leaves))) < len(leaves) else (parts, leaves)
 
 
 class Shortcuts:
@@ -124,34 +142,35 @@ class Shortcuts:
         self._known: dict[tuple[Any, ...], Shortcut | None] = {}
         """None: a call that has no shortcut."""
 
-    def call(self, guarded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """`guarded(*args)`, the call through Dynamo, or the graph that it ran the last time."""
-        key = _key(args) if _is_ordinary() and not _has_hooks(self._model) else None
-        if key is None:
-            return guarded(*args)
+    def call(self, guarded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`guarded(*args, **kwargs)`, the call through Dynamo, or the graph that it ran the last time."""
+        found = _key(args, kwargs) if _is_ordinary() and not _has_hooks(self._model) else None
+        if found is None:
+            return guarded(*args, **kwargs)
+        parts, leaves = found
         # What has no shortcut with gradients, or in training, may have one without.
-        key += (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self._model.training)
+        key = (*parts, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self._model.training)
         shortcut = self._known.get(key, self)
         if shortcut is None:
-            return guarded(*args)
+            return guarded(*args, **kwargs)
         wasted = 0
         if isinstance(shortcut, Shortcut):
             if shortcut.is_current():
-                return shortcut(args)
+                return shortcut(leaves)
             wasted = shortcut.wasted + 1 if shortcut.calls < self.WORTH else 0
         with recording() as ran:
-            result = guarded(*args)
+            result = guarded(*args, **kwargs)
         if len(self._known) >= self.MOST:
             self._known.clear()
-        self._known[key] = self._learn(args, ran, result, wasted)
+        self._known[key] = self._learn(leaves, ran, result, wasted)
         return result
 
-    def _learn(self, args: tuple[Any, ...], ran: Sequence[Run], result: Any, wasted: int) -> Shortcut | None:
+    def _learn(self, leaves: Sequence[torch.Tensor], ran: Sequence[Run], result: Any, wasted: int) -> Shortcut | None:
         reader = self._watcher.read_by(ran[0].graph) if len(ran) == 1 and wasted < self.PATIENCE else None
         if reader is None:
             return None
         try:
-            shortcut = Shortcut(ran[0], args, result, reader)
+            shortcut = Shortcut(ran[0], leaves, result, reader)
         except ValueError:
             return None
         shortcut.wasted = wasted
@@ -162,11 +181,14 @@ class CompiledModule(OptimizedModule):
     """What `torch.compile` makes of a module, with shortcuts, and with our errors as we raised them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a part of another model, or exported: as Dynamo takes torch's own class
+            model: Any = self._modules["_orig_mod"]  # Dynamo does not trace the `__getattr__` of its class
+            return model(*args, **kwargs)
         shortcuts = self.__dict__.get("_shortcuts")
         try:
-            if kwargs or shortcuts is None or _has_hooks(self) or torch.compiler.is_compiling():
+            if shortcuts is None or _has_hooks(self):
                 return super().__call__(*args, **kwargs)
-            return shortcuts.call(super().__call__, args)
+            return shortcuts.call(super().__call__, args, kwargs)
         except BackendCompilerFailed as failed:  # Dynamo's, around whatever a backend raises
             if isinstance(failed.inner_exception, (UnconvertedError, ValueError)):
                 raise failed.inner_exception from None

@@ -40,6 +40,8 @@ _UNREAD = frozenset({
 """Dictionaries of a module that a forward call without hooks does not read."""
 
 _STEP = re.compile(r"\.(\w+)|\['([^']*)'\]")
+_ELEMENT = re.compile(r"(\[\d+\]|\['[^']*'\])*")
+"""What an argument holds, from its name."""
 UNSEEN = object()
 
 
@@ -140,7 +142,7 @@ def _paths_of(entries: Sequence[Any], model: torch.nn.Module) -> Paths | None:
             paths.namespace.add(path)
         elif entry.guard_type in _STATE_GUARDS or entry.name.startswith("dict(type("):
             continue  # classes are watched with their modules
-        elif path or not root:  # otherwise an argument: `_key` compares it
+        elif not root or not _ELEMENT.fullmatch(path):  # otherwise of an argument: `shortcut._key` compares it
             return None
     return paths
 

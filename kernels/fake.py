@@ -67,3 +67,10 @@ def _linear(
 @torch.library.register_fake("convselect::pool2d")
 def _pool2d(src: torch.Tensor, geometry: Ints, max: bool, include_pad: bool, divisor: int) -> torch.Tensor:
     return _empty(src, (*src.shape[:2], *geometry[8:]), True)
+
+
+@torch.library.register_fake("convselect::upsample2d")
+def _upsample2d(
+    src: torch.Tensor, size: Ints, linear: bool, align_corners: bool, scale_h: float | None, scale_w: float | None
+) -> torch.Tensor:
+    return _empty(src, (*src.shape[:2], *size), True)

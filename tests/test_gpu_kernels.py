@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 from conv_data import Data, activate, error
 from gpu import DEVICE, DTYPES, TRITON, able, epilogue, here, run, to
+from outliers import OUTLIERS, with_outliers
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
@@ -249,3 +251,14 @@ def test_an_empty_batch() -> None:
     for primitive in able(p):
         src = torch.empty(0, p.ic, p.ih, p.iw)
         assert run(primitive, p, "float32", src, Data(p).weight).shape == (0, p.oc, p.oh, p.ow), primitive.name
+
+
+@pytest.mark.parametrize(("p", "value"), list(zip(FEW, cycle(OUTLIERS.values()))), ids=str)
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, in the interpreter
+def test_strict_feels_outliers_only_where_the_kernel_reaches(p: ConvProblem, value: float) -> None:
+    data = Data(p)
+    src, free = with_outliers(p, data, value)
+    for primitive in share(p, 2):
+        if primitive.accuracy == "strict":
+            got = run(primitive, p, "float32", src, data.weight)
+            assert error(got[free], data.conv[free]) <= primitive.error_bound, primitive.name

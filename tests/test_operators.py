@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from problems import CORNERS, MACHINE, RANDOM
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.layout import Layout
 from convselect.machine import cpu
 from convselect.pooling import ARGUMENTS
-from convselect.primitive import ACTIVATIONS, primitives
+from convselect.primitive import ACTIVATIONS, get, primitives
 from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
 
@@ -95,6 +98,146 @@ def test_invalid_arguments_are_named(primitive: KernelPrimitive) -> None:
             OPS.conv(*bad, *rest)
 
 
+def calls() -> dict[str, tuple[torch._ops.OpOverload, dict[str, object]]]:
+    """Each operator that takes tensors, with arguments it accepts, by name."""
+    direct = get("direct_nhwc")
+    geometry, sizes = PROBLEM.geometry, [2, 4, 9, 8]
+    nhwc = source(Layout.NHWC)
+    end = {"activation": 1, "alpha": 0.0, "beta": 0.0}
+    convolution = {
+        "src": nhwc, "packed": direct.prepack(PROBLEM, torch.randn(6, 4, 3, 3)), "bias": torch.randn(6),
+        "residual": torch.randn(2, 6, 9, 8).contiguous(memory_format=torch.channels_last),
+        "kernel": direct.kernel, "geometry": geometry, **end,
+    }  # fmt: skip
+    dst = torch.empty(2, 6, 9, 8).contiguous(memory_format=torch.channels_last)
+    workspace = torch.empty(direct.workspace_bytes(PROBLEM, cpu()) // 4)
+    words = [torch.get_num_threads(), 16, 1, 0, 0, 4, *nhwc.shape, *nhwc.stride()]
+    return {
+        "conv": (OPS.conv.default, convolution),
+        "conv_out": (OPS.conv_out.default, {"dst": dst, "workspace": workspace, **convolution}),
+        "pack": (OPS.pack.default, {"weight": torch.randn(6, 4, 3, 3), "kernel": direct.kernel, "sizes": sizes,
+                                    "geometry": geometry}),
+        "to_layout": (OPS.to_layout.default, {"src": nhwc, "nhwc": False}),
+        "scale_shift": (OPS.scale_shift.default, {"src": nhwc, "scale": torch.randn(4), "shift": torch.randn(4),
+                                                  **end}),
+        "linear": (OPS.linear.default, {"src": torch.randn(2, 5), "weight": torch.randn(7, 5), "bias": torch.randn(7),
+                                        **end}),
+        "pool2d": (OPS.pool2d.default, {"src": nhwc, "geometry": [3, 3, 2, 2, 1, 1, 1, 1, 5, 4], "max": True,
+                                        "include_pad": False, "divisor": 0}),
+        "run": (OPS.run.default, {"program": torch.tensor(words), "arena": torch.empty(16), "inputs": [nhwc],
+                                  "nanoseconds": torch.zeros(1, dtype=torch.int64)}),
+        "verify": (OPS.verify.default, {"program": torch.tensor(words), "constants": [torch.randn(3)]}),
+        "fingerprint": (OPS.fingerprint.default, {"table": torch.zeros(0, 2, dtype=torch.int64)}),
+    }  # fmt: skip
+
+
+TENSORS = [
+    (operator, name)
+    for operator, (_, arguments) in calls().items()
+    for name, value in arguments.items()
+    if isinstance(value, torch.Tensor) or (isinstance(value, list) and isinstance(value[0], torch.Tensor))
+]
+
+
+def gone(x: torch.Tensor) -> torch.Tensor:
+    """A view of memory that was given back since."""
+    x = x.clone()
+    x.untyped_storage().resize_(max(x.nbytes - 4, 0))
+    return x
+
+
+def sparse(x: torch.Tensor) -> torch.Tensor:
+    """The same values, with a gap after each."""
+    return torch.stack([x, x], -1)[..., 0]
+
+
+def shorter(x: torch.Tensor) -> torch.Tensor:
+    return x[..., : x.shape[-1] - 1] if x.dim() != 4 else x[:, :, :-1].clone(memory_format=torch.preserve_format)
+
+
+@pytest.mark.parametrize("operator", calls())
+def test_right_arguments_are_taken(operator: str) -> None:
+    function, arguments = calls()[operator]
+    function(*arguments.values())
+
+
+@pytest.mark.parametrize(("operator", "name"), TENSORS)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (torch.Tensor.double, r"must be an? (float32|int64) tensor on the CPU|must be a contiguous"),
+        (torch.Tensor.to_sparse, r"must be an? (float32|int64) tensor on the CPU|Could not run"),
+        (gone, r"has \d+ elements from 0 on in a storage of \d+ bytes"),
+        (sparse, r"must be (a )?(dense|contiguous)|side by side"),
+        (shorter, r"has size|has \d+|must have|must be contiguous|must be a contiguous|ends within"),
+    ],
+    ids=["dtype", "layout", "storage", "strides", "size"],
+)
+def test_a_wrong_tensor_is_named(operator: str, name: str, spoil: Callable, message: str) -> None:
+    """Whatever is wrong with it; but a shorter src of an operator that takes any is another right one."""
+    function, arguments = calls()[operator]
+    value = arguments[name]
+    tensor = value[0] if isinstance(value, list) else value
+    any_size = (operator, name) in {
+        ("to_layout", "src"), ("scale_shift", "src"), ("pool2d", "src"), ("verify", "constants"),
+        ("run", "nanoseconds"),
+    }  # fmt: skip
+    if tensor.numel() == 0 or (spoil is shorter and any_size) or (spoil is sparse and operator == "run"):
+        pytest.skip("it would be right")
+    wrong = [spoil(tensor)] if isinstance(value, list) else spoil(tensor)
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        function(*{**arguments, name: wrong}.values())
+
+
+@pytest.mark.parametrize(
+    ("operator", "changed", "message"),
+    [
+        ("conv", {"kernel": 10**6}, "kernel is 1000000, must be below"),
+        ("conv", {"geometry": [6, 3, 3]}, "geometry has 3 numbers, must have 10"),
+        ("conv", {"geometry": [6, 3, 3, 0, 1, 1, 1, 1, 1, 1]}, "sh is 0, must be at least 1"),
+        ("conv", {"geometry": [6, 3, 3, 1, 1, -1, 1, 1, 1, 1]}, "ph is -1, must be at least 0"),
+        ("conv", {"geometry": [6, 3, 3, 1, 1, 1, 1, 2**62, 1, 1]}, "dh is .*, must be at least 1 and at most 2\\^40"),
+        ("conv", {"geometry": [6, 12, 3, 1, 1, 1, 1, 1, 1, 1]}, "does not fit into 9x8 padded by 1x1"),
+        ("conv", {"geometry": [6, 3, 3, 1, 1, 1, 1, 1, 1, 3]}, "g is 3, must divide ic=4 and oc=6"),
+        ("conv", {"activation": 10}, "activation is 10, must be an index of ACTIVATIONS"),
+        ("pack", {"sizes": [2**39, 4, 2**39, 8]}, "sizes multiply to more than 2\\^40"),
+        ("pack", {"kernel": get("pointwise_nhwc").kernel}, "pointwise_nhwc does not take mb2_g1ic4ih9iw8oc6oh9ow8kh3"),
+        ("pool2d", {"geometry": [3, 3, 2, 2, 3, 1, 1, 1, 5, 4]}, "a window lies outside of src: ih is 9"),
+        ("pool2d", {"geometry": [3, 3, 2, 2, 1, 1, 1, 1, 5, 6]}, "a window lies outside of src: iw is 8"),
+        ("pool2d", {"geometry": [3, 0, 2, 2, 1, 1, 1, 1, 5, 4]}, "kw is 0, must be at least 1"),
+        ("pool2d", {"divisor": -1}, "divisor is -1, must be at least 0"),
+    ],
+)
+def test_a_wrong_number_is_named(operator: str, changed: dict[str, object], message: str) -> None:
+    function, arguments = calls()[operator]
+    with pytest.raises(RuntimeError, match=message):
+        function(*{**arguments, **changed}.values())
+
+
+def test_what_is_written_must_lie_apart() -> None:
+    """Some kernels keep pointers in the workspace."""
+    function, arguments = calls()["conv_out"]
+    with pytest.raises(RuntimeError, match="dst and residual overlap"):
+        function(*{**arguments, "residual": arguments["dst"]}.values())
+    for name in ("dst", "src", "packed", "bias", "residual"):
+        value = arguments[name]
+        inside = arguments["workspace"][: value.numel()].as_strided(value.shape, value.stride())
+        with pytest.raises(RuntimeError, match=f"workspace and {name} overlap"):
+            function(*{**arguments, name: inside}.values())
+
+
+def test_a_kernel_takes_what_its_primitive_does_not_refuse() -> None:
+    """The rules stand in the kernels, for safety, and in the primitives, with the reasons."""
+    kernels = [k for k in primitives() if isinstance(k, KernelPrimitive)]
+    for p in CORNERS + RANDOM[::20]:
+        for kernel in kernels:
+            if kernel.refusal(p, MACHINE) is None:
+                assert kernel.packed_bytes(p, MACHINE) > 0
+            else:
+                with pytest.raises(RuntimeError, match=f"{kernel.name} does not take {p}"):
+                    kernel.packed_bytes(p, MACHINE)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 9, 7), (1, 64, 14, 14), (1, 100, 6, 6), (3, 16, 1, 5)])
 @pytest.mark.parametrize("arguments", [(3, 2, 1), (2, 2, 0), (3, 1, 1), ((3, 2), (1, 2), (1, 0)), (5, 3, 2)])
 @pytest.mark.parametrize("ceil", [False, True])
@@ -114,9 +257,34 @@ def test_pooling(shape: tuple[int, ...], arguments: tuple, ceil: bool) -> None:
     ]
     for operator, rest in calls:
         expected = operator(x, *rest)
-        got = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator](expected.shape, *rest))
+        got = torch.ops.convselect.pool2d(x, *ARGUMENTS[operator](x.shape, expected.shape, *rest))
         exact = operator is aten.max_pool2d.default
         torch.testing.assert_close(got, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [7, 56, 1024, 2048])
+def test_the_average_of_a_large_map(size: int) -> None:
+    """Of constants, in which rounding errors add up, and of a picture."""
+    constants = [0.1, 1 / 3, 0.7310586, 3.1415927, 16777215.0, -1e-30]
+    x = torch.empty(1, len(constants) + 2, size, size, memory_format=torch.channels_last)
+    x[0, :-2] = torch.tensor(constants)[:, None, None]
+    x[0, -2:] = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
+    got = OPS.pool2d(x, [size, size, size, size, 0, 0, 1, 1, 1, 1], False, True, 0)
+    want = x.double().mean((2, 3), keepdim=True)
+    assert ((got - want) / want).abs().max() <= 5e-7
+
+
+@pytest.mark.parametrize("size", [7, 28, 29, 56, 113])
+@pytest.mark.parametrize(
+    "special", [{}, {0: torch.nan}, {0: torch.inf}, {1: -torch.inf}, {0: torch.inf, 1: -torch.inf}], ids=str
+)
+def test_the_average_of_what_is_not_finite(size: int, special: dict[int, float]) -> None:
+    """As the sum has it: infinities of two signs make NaN, and a channel's neighbours see nothing of it."""
+    x = torch.rand(2, 21, size, size).contiguous(memory_format=torch.channels_last)
+    for i, value in special.items():
+        x[1, 2, -1 - i, size // 2] = value
+    got = OPS.pool2d(x, [size, size, size, size, 0, 0, 1, 1, 1, 1], False, True, 0)
+    torch.testing.assert_close(got, x.double().mean((2, 3), keepdim=True).float(), equal_nan=True, rtol=5e-7, atol=0)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

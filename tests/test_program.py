@@ -305,23 +305,6 @@ def test_default_types_and_devices_do_not_matter() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-@torch.inference_mode()
-def test_invalid_programs_are_refused() -> None:
-    run, x = torch.ops.convselect.run, torch.zeros(1, 2, 3, 3)
-    threads = torch.get_num_threads()
-    arena = torch.zeros(16)
-    header = [threads, 16, 1, 0, 0, 4, *x.shape, *x.stride()]
-    assert run(torch.tensor(header), arena, [x], None) == []
-    with pytest.raises(RuntimeError, match=f"{threads + 1} threads"):
-        run(torch.tensor([threads + 1, *header[1:]]), arena, [x], None)
-    with pytest.raises(RuntimeError, match="arena has 16 elements, the program needs 17"):
-        run(torch.tensor([threads, 17, *header[2:]]), arena, [x], None)
-    with pytest.raises(RuntimeError, match="there are 0 inputs"):
-        run(torch.tensor(header), arena, [], None)
-    with pytest.raises(RuntimeError, match="stride"):
-        run(torch.tensor(header), arena, [x.contiguous(memory_format=torch.channels_last)], None)
-
-
 def test_living_buffers_do_not_overlap() -> None:
     random = torch.Generator().manual_seed(0)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch._functorch._aot_autograd.descriptors import BufferAOTInput, ParamAOTInput
 from torch._guards import GuardSource
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from convselect.graph.target import Target
 from convselect.primitive import IDENTITY, Activation
@@ -58,12 +61,17 @@ class Unconverted:
 def static_inputs(graph: Graph, dynamo_placeholders: Sequence[Node]) -> set[Node]:
     """The placeholders of `graph` that hold weights: parameters, buffers and other tensors kept by a module.
 
-    AOTAutograd tells for each of its placeholders the index of Dynamo's (`desc.idx`); Dynamo's know where they came
-    from. A tensor that is an argument of the call is not static.
+    AOTAutograd says what each of its placeholders is (`desc`): an attribute of Dynamo's module, as weights are where
+    Inductor's `freezing` is on, or an input of it, by its index. Dynamo's inputs know where they came from. A tensor
+    that is an argument of the call is not static.
     """
     static: set[Node] = set()
     for node in graph.find_nodes(op="placeholder"):
-        index = getattr(node.meta.get("desc"), "idx", None)
+        origin = node.meta.get("desc")
+        if isinstance(origin, (ParamAOTInput, BufferAOTInput)):
+            static.add(node)
+            continue
+        index = getattr(origin, "idx", None)
         if index is None or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         grapharg = dynamo_placeholders[index].meta.get("grapharg")
@@ -79,14 +87,17 @@ def static_inputs(graph: Graph, dynamo_placeholders: Sequence[Node]) -> set[Node
 
 
 def constants(graph: Graph, static: set[Node]) -> set[Node]:
-    """`static` and every node computed from nothing else, by operators without side effects."""
+    """`static` and every node computed from nothing else, by operators without side effects.
+
+    From nothing at all too: a kernel that `forward` makes by `torch.ones` is constant.
+    """
     constant = set(static)
     for node in graph.nodes:
-        if node.op != "call_function" or not node.all_input_nodes:
+        if node.op == "get_attr":  # a tensor that `forward` made of numbers
+            constant.add(node)
+        if node.op != "call_function" or node.is_impure() or _is_random(node):
             continue
-        if not all(source in constant for source in node.all_input_nodes):
-            continue
-        if not node.is_impure() and not _is_random(node):
+        if all(source in constant for source in node.all_input_nodes):
             constant.add(node)
     return constant
 
@@ -108,18 +119,16 @@ def find_convolutions(graph: Graph, constant: set[Node], target: Target | str) -
         seen[name] += 1
         if seen[name] > 1:  # a module that is called again
             name = f"{name}#{seen[name]}"
-        src, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
-        reason = target if isinstance(target, str) else _reason_against(node, constant, target)
         problem = None
-        if not (transposed or len(stride) != 2 or src.meta["val"].dim() != 4):
-            problem = _problem(src.meta["val"], weight.meta["val"], stride, padding, dilation, groups)
-        if reason is None and problem is None:
-            reason = "the batch is empty"
-        if reason is not None or problem is None:
-            others.append(Unconverted(node, name, str(problem or ""), reason or ""))
+        reason = target if isinstance(target, str) else _reason_against(node, constant, target)
+        if reason is None:
+            problem = _problem(node, int)
+            reason = None if problem else "its input or its result is empty"
+        if reason is not None:
+            others.append(Unconverted(node, name, str(_problem(node, size_hint) or ""), reason))
             continue
         with graph.inserting_before(node):
-            new = graph.call_function(convolution, (src, weight, bias, None))
+            new = graph.call_function(convolution, (*node.args[:3], None))
         new.meta = dict(node.meta)
         new.meta["conv"] = ConvSpec(name, problem)
         node.replace_all_uses_with(new)
@@ -128,12 +137,12 @@ def find_convolutions(graph: Graph, constant: set[Node], target: Target | str) -
 
 
 def _reason_against(node: Node, constant: set[Node], target: Target) -> str | None:
-    src, weight, bias, stride, _, _, transposed, _, _ = node.args
+    src, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
     value = src.meta["val"]
     if transposed:
         return "transposed convolutions are not supported"
-    if len(stride) != 2 or value.dim() != 4:
-        return f"only two spatial dimensions are supported (this has {len(stride)})"
+    if value.dim() != 4:
+        return f"only two spatial dimensions are supported (this has {value.dim() - 2})"
     for what, operand in (("input", src), ("weight", weight), ("bias", bias)):
         if operand is None:
             continue
@@ -141,27 +150,69 @@ def _reason_against(node: Node, constant: set[Node], target: Target) -> str | No
             return reason
         if operand is not src and operand not in constant:
             return f"the {what} is computed from the call's arguments, so it cannot be packed ahead"
+    sizes = (*value.shape, *map(value_of, (*stride, *padding, *dilation, groups)))
+    if free_unbacked_symbols(sizes):
+        return "its sizes depend on data"
+    if marked_dynamic(sizes[1:]):
+        return (
+            "its height or width is marked as dynamic (torch._dynamo.mark_dynamic), and sizes other than the batch "
+            "are fixed where it is captured"
+        )
     return None
 
 
-def _problem(
-    src: torch.Tensor, weight: torch.Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> ConvProblem | None:
-    """None for an empty batch. Spatial sizes specialise: `int` of a symbolic size adds a guard."""
-    batch = size_hint(src.shape[0])
-    if batch == 0:
+def _problem(node: Node, number: Callable[[int | torch.SymInt], int]) -> ConvProblem | None:
+    """Of an `aten.convolution`; None where there is none: transposed, not of two dimensions, of empty tensors.
+
+    number: makes an integer of a symbolic size. `int` specialises: it adds a guard. The batch is always a hint, as it
+    may change from call to call.
+    """
+    src, weight, _, stride, padding, dilation, transposed, _, groups = node.args
+    if transposed or src.meta["val"].dim() != 4:
         return None
-    _, ic, ih, iw = (batch, *(int(size) for size in src.shape[1:]))
-    oc, _, kh, kw = (int(size) for size in weight.shape)
-    (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
-    return ConvProblem(
-        mb=batch, g=groups, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh, dw=dw
-    )
+    mb, *sizes = src.meta["val"].shape
+    oc, _, *kernel = weight.meta["val"].shape
+    window = (kernel, stride, padding, dilation)
+    pairs = [[number(value_of(length)) for length in lengths] for lengths in window]
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = ((pair[0], pair[-1]) for pair in pairs)  # one number serves both
+    ic, ih, iw = map(number, sizes)
+    g, oc = number(value_of(groups)), number(oc)
+    try:
+        return ConvProblem(
+            mb=size_hint(mb), g=g, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh, dw=dw
+        )
+    except ValueError:
+        return None
+
+
+def value_of(argument: Any) -> Any:
+    """What an argument of a node is when the graph is traced: its value if it is a node, else itself."""
+    return argument.meta["val"] if isinstance(argument, Node) else argument
 
 
 def size_hint(size: int | torch.SymInt) -> int:
-    """The size in the example at hand, without a guard: the batch may change from call to call."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    """The size in the example at hand, without a guard: the batch may change from call to call. 0 if data decide it."""
+    return size if isinstance(size, int) else int(size.node.hint) if size.node.has_hint() else 0
+
+
+def known_size(size: int | torch.SymInt) -> int | None:
+    """The size where it is the same in each call of the graph, without a new guard."""
+    known: int | None = size if isinstance(size, int) else size.node.maybe_as_int()
+    return known
+
+
+def marked_dynamic(sizes: Iterable[int | torch.SymInt]) -> bool:
+    """Whether the caller has said of one of them that it must not be specialised (`torch._dynamo.mark_dynamic`)."""
+    symbolic = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+    if not symbolic:
+        return False
+    marked = set()
+    for tracked in symbolic[0].shape_env.tracked_fakes or ():
+        constraints = getattr(tracked.symbolic_context, "constraint_sizes", None) or ()
+        for size, constraint in zip(getattr(tracked.fake, "shape", ()), constraints, strict=False):
+            if constraint is not None and not constraint.warn_only and isinstance(size, torch.SymInt):
+                marked |= size.node.expr.free_symbols
+    return any(marked & node.expr.free_symbols for node in symbolic)
 
 
 def nbytes(node: Node) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from convselect.graph.capture import convolution, scale_shift
-from convselect.graph.operators import is_activation
+from convselect.graph.operators import is_activation, layout_of
 from convselect.primitive import IDENTITY
 
 aten = torch.ops.aten
@@ -78,9 +78,12 @@ def fold_batch_norms(graph: Graph, constant: set[Node]) -> None:
             continue
         (src, gamma, beta, mean, var), eps = norm.args[:5], norm.args[-1]
         parameters = [parameter for parameter in (gamma, beta, mean, var) if parameter is not None]
-        if not constant.issuperset(parameters) or not is_activation(norm.args[0].meta.get("val")):
+        value = src.meta.get("val")
+        if not constant.issuperset(parameters) or not is_activation(value):
             continue
         absorbed = src.target is convolution and len(src.users) == 1
+        if not absorbed and layout_of(value) is None:
+            continue
         with graph.inserting_before(norm):
             if absorbed:
                 folded = graph.call_function(fold_batch_norm, (*src.args[1:3], gamma, beta, mean, var, eps))

@@ -15,8 +15,10 @@ aten = torch.ops.aten
 
 
 def activation_of(node: Node) -> Activation | None:
-    """The activation that `node` applies to its first argument; None if it is something else."""
-    arguments = node.args[1:]
+    """The activation that `node` applies to its first argument; None if it is something else.
+
+    So it is where a parameter is a value of the graph, such as a slope of 1 / x.shape[0].
+    """
     match node.target:
         case aten.relu.default:
             return Activation("relu")
@@ -26,7 +28,8 @@ def activation_of(node: Node) -> Activation | None:
             tanh = node.kwargs.get("approximate", "none") == "tanh"
             return Activation("gelu_tanh" if tanh else "gelu")
         case aten.leaky_relu.default:
-            return Activation("leaky_relu", float(arguments[0]) if arguments else 0.01)
+            slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+            return Activation("leaky_relu", float(slope)) if isinstance(slope, (int, float)) else None
         case aten.hardtanh.default | aten.clamp.default | aten.clamp_min.default | aten.clamp_max.default:
             return _clamp(node)
     return None
@@ -102,7 +105,8 @@ def fuse_epilogues(graph: Graph) -> None:
             continue
         with graph.inserting_before(chain[-1]):
             new = graph.call_function(convolution, (*conv.args[:3], residual))
-        new.meta = {**conv.meta, "conv": dataclasses.replace(spec, activation=activation)}
+        # Strides are those of the last: a sum has its first operand's.
+        new.meta = {**conv.meta, "val": chain[-1].meta["val"], "conv": dataclasses.replace(spec, activation=activation)}
         chain[-1].replace_all_uses_with(new)
         for absorbed in reversed(chain):
             graph.erase_node(absorbed)

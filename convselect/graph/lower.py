@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from convselect import upsampling
+from convselect.graph.aliasing import may_alias
 from convselect.graph.assign import Option, Where
-from convselect.graph.capture import ConvSpec, convolution, kept, scale_shift
+from convselect.graph.capture import ConvSpec, convolution, kept, known_size, scale_shift, size_hint
 from convselect.graph.operators import in_both, is_activation, layout_of
-from convselect.layout import Layout, dense, holds
-from convselect.pooling import ARGUMENTS
+from convselect.graph.results import Strides
+from convselect.layout import Layout, dense, holds, strides
+from convselect.pooling import ARGUMENTS, Arguments
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.primitives.gpu import norms
 from convselect.problem import ConvProblem
@@ -71,9 +75,14 @@ def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     return value.contiguous(memory_format=layout.memory_format)
 
 
-def with_strides(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+def with_strides(value: torch.Tensor, to: tuple[int, ...]) -> torch.Tensor:
     """A view of `value`, which is dense, with other strides for its dimensions of size 1."""
-    return value.as_strided(value.shape, strides)
+    return value.as_strided(value.shape, to)
+
+
+def copied(value: torch.Tensor, to: tuple[int, ...]) -> torch.Tensor:
+    """`value` with these strides: a copy, unless ATen gave them, of which tracing knew otherwise."""
+    return value if value.stride() == to else value.new_empty_strided(value.shape, to).copy_(value)
 
 
 class _Lowering:
@@ -92,7 +101,7 @@ class _Lowering:
         if not is_activation(value.meta.get("val")) or layout is None:
             return self.made[value]
         if in_both(value.meta["val"]) and self.where[value] is not None:
-            return self._as_traced(value) if reader.op == "output" else self.made[value]
+            return self.made[value]
         if self.where[value] is layout:
             return self.made[value]
         if (value, layout) not in self.copies:
@@ -104,41 +113,62 @@ class _Lowering:
         self.readers[value, layout].append(reader)
         return self.copies[value, layout]
 
-    def _as_traced(self, value: Node) -> Node:
-        """A result of the graph has the strides of eager's, also where dimensions of size 1 make them meaningless."""
-        made, traced = self.made[value], value.meta["val"]
-        if made.meta["val"].stride() == traced.stride():
+    def _output(self, node: Node) -> None:
+        """Results have eager's strides, also where sizes of 1 make them meaningless."""
+        strides: Strides = node.meta.get("strides", {})
+        results = [
+            self._result(value, node, strides.get(position)) if isinstance(value, Node) else value
+            for position, value in enumerate(node.args[0])
+        ]
+        self.new.output(tuple(results))
+
+    def _result(self, value: Node, output: Node, eager: tuple[int, ...] | None) -> Node:
+        traced = value.meta.get("val")
+        made = self.read(value, layout_of(traced) if is_activation(traced) else None, output)
+        if not isinstance(traced, torch.Tensor):
             return made
-        view = self.new.call_function(with_strides, (made, tuple(int(stride) for stride in traced.stride())))
-        view.meta["val"] = traced
-        return view
+        given, to = made.meta["val"], eager or tuple(map(known_size, traced.stride()))
+        if None in to or given.stride() == to:
+            return made
+        alike = _alike(given, to)
+        if not alike and may_alias(value):  # a copy would not be what it is a view of
+            return made
+        result = self.new.call_function(with_strides if alike else copied, (made, to))
+        result.meta["val"] = torch.empty_strided(traced.shape, to, dtype=traced.dtype, device=traced.device)
+        return result
 
     def run(self) -> Lowered:
         for position, node in enumerate(self.graph.find_nodes(op="placeholder")):
             if node.users or isinstance(node.meta.get("val"), torch.SymInt):  # which sizes depend on
                 self.lowered.arguments.append(position)
-                self.made[node] = self.new.placeholder(node.name)
-                self._place(node, self.chosen[node].gives)
+                self._place(node, self.new.placeholder(node.name), node.meta.get("val"), self.chosen[node])
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 continue
             option = self.chosen[node]
             if node.target is kept:
-                self.made[node] = self.constants[node.meta["constants"][0]]
-                self._place(node, option.gives)
+                self._place(node, self.constants[node.meta["constants"][0]], node.meta["val"], option)
+            elif node.op == "output":
+                self._output(node)
             elif node.target is convolution:
                 self._convolution(node, option)
             else:
                 self._operator(node, option)
-        self.lowered.module = GraphModule(
-            self.graph.owning_module or {}, self.new
-        )  # which has tensors made in `forward`
+        # The captured module has the tensors made in `forward`.
+        self.lowered.module = GraphModule(self.graph.owning_module or {}, self.new)
         return self.lowered
 
-    def _place(self, node: Node, layout: Where) -> None:
-        self.where[node] = layout
-        self.made[node].meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
-        self.made[node].meta["val"] = node.meta.get("val")
+    def _place(self, node: Node, new: Node, value: Any, option: Option) -> None:
+        """`new` computes `node`, as the fake `value`, which is brought to the layout that readers expect."""
+        traced = node.meta.get("val")
+        if isinstance(traced, torch.Tensor) and _hints(traced) != _hints(value):
+            raise RuntimeError(f"{new.name} gives {_hints(value)} for {node.name}, which is {_hints(traced)}")
+        new.meta |= {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+        new.meta["val"] = value
+        if is_activation(traced) and option.gives is not None and not holds(value, option.gives):
+            new = self.new.call_function(to_layout, (new, option.gives))
+            new.meta["val"] = _empty(traced, option.gives)
+        self.made[node], self.where[node] = new, option.gives
 
     def _convolution(self, node: Node, option: Option) -> None:
         src, _, _, residual = node.args
@@ -151,15 +181,12 @@ class _Lowering:
             None if bias is None else self.constants[bias],
             None if residual is None else self.read(residual, option.gives, node),
         )
-        call = Call(option.candidate.primitive, spec.problem, spec.activation)
-        self.made[node] = self.new.call_function(call, operands)
-        self._place(node, option.gives)
-        self.made[node].meta |= {"val": _empty(node.meta["val"], option.gives), "layer": spec.name}
-
-    @staticmethod
-    def _is_ours(value: torch.Tensor) -> bool:
-        """Whether a kernel of ours pools `value` in NHWC."""
-        return value.device.type == "cpu" and not in_both(value)
+        primitive, p = option.candidate.primitive, spec.problem
+        new = self.new.call_function(Call(primitive, p, spec.activation), operands)
+        new.meta["layer"] = spec.name
+        size = (node.meta["val"].shape[0], p.oc, p.oh, p.ow)
+        value = node.meta["val"].new_empty_strided(size, strides(size, primitive.dst_layout))
+        self._place(node, new, value, option)
 
     def _operator(self, node: Node, option: Option) -> None:
         def operand(value: Node) -> Node:
@@ -169,33 +196,64 @@ class _Lowering:
         if node.target is scale_shift:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
             new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
-        elif node.target in ARGUMENTS and option.reads is Layout.NHWC and self._is_ours(node.args[0].meta["val"]):
-            arguments = ARGUMENTS[node.target](node.meta["val"].shape, *node.args[1:], **node.kwargs)
-            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *arguments))
+            value = _empty(node.meta["val"], layout_of(new.args[0].meta["val"]) or Layout.NCHW)
+        elif (pooling := _pooling(node, option)) is not None:
+            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *pooling))
+            value = _empty(node.meta["val"], Layout.NHWC)
+        elif node.target in upsampling.ARGUMENTS and option.reads is Layout.NHWC and node.meta["val"].is_cpu:
+            upsampled = upsampling.ARGUMENTS[node.target](*node.args[1:], **node.kwargs)
+            operands = torch.fx.map_arg((node.args[0], *upsampled), operand)
+            new = self.new.call_function(torch.ops.convselect.upsample2d.default, operands)
+            value = _empty(node.meta["val"], Layout.NHWC)
         else:
             new = self.new.node_copy(node, operand)
-        self.made[node] = new
-        self._place(node, option.gives)
-        if node.target is scale_shift:
-            new.meta |= {"val": _empty(node.meta["val"], option.gives), "operator": node.name}
-            return
-        if node.op == "output" or option.reads is None or not is_activation(node.meta.get("val")):
-            return
-        # Which layout an operator's result has is ATen's decision: ask it, and mend the result where it differs.
-        args = torch.fx.map_arg(new.args, lambda n: n.meta["val"])
-        kwargs = torch.fx.map_arg(new.kwargs, lambda n: n.meta["val"])
-        value = new.target(*args, **kwargs)
-        if option.gives is not None and not holds(value, option.gives):
-            new.meta["val"] = value
-            new = self.new.call_function(to_layout, (new, option.gives))
-            self.made[node] = new
-        new.meta["val"] = _empty(node.meta["val"], option.gives)
-        new.meta["operator"] = node.name
+            value = self._given(node, new)
+        if option.reads is not None and is_activation(node.meta.get("val")):
+            new.meta["operator"] = node.name
+        self._place(node, new, value, option)
+
+    def _given(self, node: Node, new: Node) -> Any:
+        """What ATen's `new` gives: for operands other than those traced, ask it, as layouts are its decision."""
+        pairs = zip(node.all_input_nodes, new.all_input_nodes, strict=True)
+        same = all(_same_strides(source.meta.get("val"), made.meta.get("val")) for source, made in pairs)
+        if same or node.op != "call_function" or not isinstance(node.meta.get("val"), (torch.Tensor, list, tuple)):
+            return node.meta.get("val")
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+            return node.meta["val"]
+        args, kwargs = torch.fx.map_arg((new.args, new.kwargs), lambda n: n.meta["val"])
+        return new.target(*args, **kwargs)
 
 
-def _empty(value: torch.Tensor, layout: Where) -> torch.Tensor:
+def _pooling(node: Node, option: Option) -> Arguments | None:
+    """What the operator that pools in NHWC takes after its source, where it computes `node`."""
+    if node.target not in ARGUMENTS or option.reads is not Layout.NHWC:
+        return None
+    src = node.args[0].meta["val"]
+    sizes, out = ([known_size(size) for size in value.shape[1:]] for value in (src, node.meta["val"]))
+    if src.device.type != "cpu" or in_both(src) or None in (*sizes, *out):
+        return None
+    return ARGUMENTS[node.target]((0, *sizes), (0, *out), *node.args[1:], **node.kwargs)
+
+
+def _same_strides(value: Any, other: Any) -> bool:
+    return value is other or (
+        isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor) and value.stride() == other.stride()
+    )
+
+
+def _hints(value: torch.Tensor) -> tuple[int, ...]:
+    return tuple(map(size_hint, value.shape))
+
+
+def _alike(value: torch.Tensor, to: tuple[int, ...]) -> bool:
+    """Whether `value` has the strides `to` but for where sizes of 0 or 1 make them meaningless."""
+    dimensions = zip(value.shape, value.stride(), to, strict=True)
+    return 0 in value.shape or all(size == 1 or stride == other for size, stride, other in dimensions)
+
+
+def _empty(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     """A fake tensor of the shape of the fake `value`, dense in `layout`."""
-    assert layout is not None
     return torch.empty_like(value, memory_format=layout.memory_format)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from convselect.graph.capture import scale_shift
+from convselect import upsampling
+from convselect.graph.capture import known_size, scale_shift
 from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
-from convselect.pooling import windowed
+from convselect.pooling import mean_arguments, windowed
 
 aten = torch.ops.aten
 
@@ -18,6 +19,8 @@ _KINDS = {
     "adaptive_avg_pool": (aten._adaptive_avg_pool2d.default,),
     "cat": (aten.cat.default,),
     "add": (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default),
+    "upsample_nearest": (aten.upsample_nearest2d.default,),
+    "upsample_bilinear": (aten.upsample_bilinear2d.default,),
     "batch_norm": (scale_shift,),
     "mean": (aten.mean.dim,),
     "elementwise": (
@@ -25,7 +28,7 @@ _KINDS = {
         aten.gelu.default, aten.leaky_relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
         aten.clamp_max.default, aten.tanh.default, aten.elu.default, aten.softplus.default, aten.exp.default,
         aten.neg.default, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar,
-        aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten._to_copy.default,
+        aten._to_copy.default,
     ),
 }  # fmt: skip
 _DTYPES = {"cpu": (torch.float32,), "cuda": GPU_DTYPES}
@@ -58,12 +61,26 @@ def kind_of(node: Node) -> str | None:
         return None
     if node.target is aten._to_copy.default and node.kwargs.keys() != {"dtype"}:
         return None
-    if kind == "mean" and not (len(node.args) > 2 and node.args[2]):
-        return None
+    if kind == "mean":
+        return _mean(node)
+    if kind == "upsample_nearest":
+        scales = upsampling.nearest_arguments(*node.args[1:], **node.kwargs)[3:]
+        source, result = node.args[0].meta["val"].shape, node.meta["val"].shape
+        return kind if upsampling.reads_the_same(source[2:], result[2:], *scales) else None
     if kind in ("max_pool", "avg_pool"):
         stride = node.args[2] if len(node.args) > 2 else node.kwargs.get("stride", ())
         return windowed(kind, node.args[1], stride)
     return kind
+
+
+def _mean(node: Node) -> str | None:
+    """A global average is predicted as the pooling with one window that it is in NHWC on the CPU."""
+    if not (len(node.args) > 2 and node.args[2]):
+        return None
+    src = node.args[0].meta["val"]
+    sizes = [known_size(size) for size in src.shape]
+    pooling = mean_arguments(sizes, (0, 0, 1, 1), *node.args[1:], **node.kwargs)
+    return "mean" if pooling is None or src.device.type != "cpu" else windowed("avg_pool", sizes[2:])
 
 
 def layout_of(value: torch.Tensor) -> Layout | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from convselect.graph.arena import Buffer
 from convselect.graph.slices import head_of
@@ -22,6 +23,7 @@ from convselect.graph.steps import (
     is_step,
     is_view,
     takes_strides,
+    tensors_of,
 )
 from convselect.machine import cpu
 
@@ -132,7 +134,11 @@ class Segment:
         for node in (*self.inputs, *self.outputs):
             header += [node.meta["val"].dim(), *sizes(node), *sizes.strides(node)]
         with torch.inference_mode(False):
-            return Program(torch.tensor(header + words, device="cpu"), arena, tuple(layers), packed)
+            program = torch.tensor(header + words, device="cpu")
+        read = {source for node in self.nodes for source in node.all_input_nodes}
+        constants = [tensor for node, tensor in steps.constants.items() if node in read]
+        torch.ops.convselect.verify(program, constants)
+        return Program(program, arena, tuple(layers), packed)
 
 
 class _Sizes:
@@ -154,8 +160,8 @@ class _Sizes:
 def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> tuple[dict[Node, Value], list[Buffer]]:
     """Where each value of the segment lies, and the buffers with their lifetimes.
 
-    A value has a buffer of its own, shares its source's (a view), or lies in a range of the channels of the
-    concatenation that it is for.
+    A value has a buffer of its own, shares its source's (a view, both of which are dense), or lies in a range of the
+    channels of the concatenation that it is for.
     """
     home = _homes(segment)
     given = {node: 2 + i for i, node in enumerate((*segment.inputs, *segment.outputs))}
@@ -165,13 +171,13 @@ def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> 
     for node in (*segment.inputs, *segment.nodes):
         at = position.get(node, 0)
         if node in position and is_view(node):
-            values[node] = values[node.args[0]]
-            buffer = values[node].address.buffer
+            owner, address = node, values[node.args[0]].address
+            buffer = address.buffer
         else:
             owner, channel = home.get(node, (node, 0))
-            shape = sizes(owner)
-            buffer = buffers.setdefault(owner, Buffer(math.prod(shape), at, at, given.get(owner, 1)))
-            values[node] = Value(Address(buffer, channel), shape[1] if len(shape) == 4 else 0)
+            buffer = buffers.setdefault(owner, Buffer(math.prod(sizes(owner)), at, at, given.get(owner, 1)))
+            address = Address(buffer, channel)
+        values[node] = Value(address, sizes(owner)[1] if len(sizes(owner)) == 4 else 0)
         buffer.last = max(buffer.last, at, *(position.get(user, 0) for user in node.users))
     return values, list(buffers.values())
 
@@ -206,15 +212,25 @@ def _homes(segment: Segment) -> dict[Node, tuple[Node, int]]:
 
 def _free(node: Node) -> bool:
     """Whether every reader of `node` can find it in a range of channels."""
-    return all(takes_strides(user) for user in node.users)
+    return all(takes_strides(user) or _is_size(user) for user in node.users)
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat))
+
+
+def _sizes_of_steps(graph: Graph) -> set[Node]:
+    """Sizes that are computed for steps only, which know theirs: programs do not end there."""
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        for_steps = all(user in found or (is_step(user) and not is_view(user)) for user in node.users)
+        if for_steps and node.op == "call_function" and _is_size(node):
+            found.add(node)
+    return found
 
 
 def _channels(node: Node) -> int:
     return int(node.meta["val"].shape[1])
-
-
-def _is_tensor(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def split(module: GraphModule, constants: int) -> GraphModule:
@@ -229,6 +245,8 @@ def split(module: GraphModule, constants: int) -> GraphModule:
         made[node] = new.placeholder(node.name)
     given = placeholders[:constants]
     symbols = [node for node in placeholders if isinstance(node.meta.get("val"), torch.SymInt)]
+    known = {node.meta["val"].node.expr for node in symbols}
+    idle = _sizes_of_steps(module.graph)
 
     def operand(node: Node) -> Node:
         if node not in made:  # a constant that a node of no segment reads
@@ -236,15 +254,15 @@ def split(module: GraphModule, constants: int) -> GraphModule:
         return made[node]
 
     def close(stretch: list[Node]) -> None:
-        inside = set(stretch)
+        inside = {*stretch, *idle}
         outside: set[Node] = set()  # views that are read outside, and what they are views of
         for node in reversed(stretch):
             if is_view(node) and any(user not in inside or user in outside for user in node.users):
                 outside.add(node)
         results = [n for n in stretch if n not in outside and any(u not in inside or u in outside for u in n.users)]
         if results:
-            sources = dict.fromkeys(source for node in stretch for source in node.all_input_nodes)
-            inputs = [n for n in sources if n not in inside and n not in given and _is_tensor(n)]
+            sources = dict.fromkeys(source for node in stretch for source in tensors_of(node))
+            inputs = [n for n in sources if n not in inside and n not in given]
             values = packed, tuple(map(operand, symbols)), *map(operand, inputs)
             call = new.call_function(Segment(stretch, symbols, inputs, results, given), values)
             for i, node in enumerate(results):
@@ -255,9 +273,9 @@ def split(module: GraphModule, constants: int) -> GraphModule:
 
     stretch: list[Node] = []
     for node in module.graph.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" or node in idle:
             continue
-        if is_step(node):
+        if is_step(node) and free_symbols(node.meta["val"]) <= known:  # not of sizes that depend on data
             stretch.append(node)
             continue
         if stretch:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from convselect.graph.lower import Call, ScaleShift
+from convselect.graph.lower import Call, ScaleShift, copied
 from convselect.graph.opaque import gpu_conv
 from convselect.primitives.gpu.norms import by_aten
 
@@ -24,6 +25,17 @@ class _Opaque(Interpreter):
             src, scale, shift = args
             return by_aten(src, scale, shift, target.activation)
         return super().call_function(target, args, kwargs)
+
+    def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Decompositions give other strides than the operators that they stand for."""
+        planned = [node.meta.get("val") for node in self.module.graph.output_node().args[0]]
+        return [_with_strides_of(value, like) for value, like in zip(args[0], planned, strict=True)]
+
+
+def _with_strides_of(value: Any, planned: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or value.stride() == planned.stride():
+        return value
+    return copied(value, planned.stride())
 
 
 def traced(module: GraphModule, fake: FakeTensorMode, constants: Sequence[Any]) -> tuple[GraphModule, list[Any]]:
@@ -44,5 +56,8 @@ def compile_remainder(module: GraphModule, fake: FakeTensorMode, constants: Sequ
     """
     from torch._inductor.compile_fx import compile_fx_inner
 
-    compiled = compile_fx_inner(*traced(module, fake, constants))
+    flat, inputs = traced(module, fake, constants)
+    output = flat.graph.output_node()
+    output.meta["user_visible_output_idxs"] = [*range(len(output.args[0]))]  # whose strides Inductor leaves
+    compiled = compile_fx_inner(flat, inputs)
     return lambda packed, *args: compiled([*packed, *args])

@@ -1,4 +1,4 @@
-"""Operators in their plainest form: no needless copies, no indices that nobody reads, averages as `avg_pool2d`."""
+"""Operators in their plainest form: no needless copies, no indices that nobody reads, averages that keep dimensions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
+from convselect.graph.aliasing import origins, readers
+from convselect.graph.capture import known_size
 from convselect.graph.operators import is_activation
 
 aten = torch.ops.aten
 
+_BY_STORAGE = (aten.as_strided.default,)
 
-def simplify(graph: Graph) -> None:
-    """Rewrites operators to simpler ones with the same results; the kernels know the simpler ones."""
+
+def simplify(graph: Graph, constant: set[Node]) -> None:
+    """Rewrites operators to simpler ones with the same results; the kernels know the simpler ones.
+
+    What is `constant` is computed once, and stays as it is.
+    """
     _drop_pool_indices(graph)
     for node in graph.nodes:
+        if node in constant:
+            continue
         if node.target is aten.mean.dim:
             _global_average(graph, node)
         elif node.target is aten._adaptive_avg_pool2d.default:
@@ -25,10 +34,16 @@ def simplify(graph: Graph) -> None:
 
 
 def _drop_clone(graph: Graph, node: Node) -> None:
-    """A copy (dropout's, in inference) between operators of a graph, in which nothing is written to."""
+    """A copy, such as dropout's in inference, of what the graph computes, for operators of the graph.
+
+    In a captured graph only inputs are written to, after all else, so a copy of one may have to outlive it. A result of
+    the graph keeps its own memory, and `as_strided` would read another's.
+    """
     src = node.args[0]
-    inner = src.op == "call_function" and all(user.op != "output" for user in node.users)
-    if inner and not node.kwargs and src.meta["val"].stride() == node.meta["val"].stride():
+    if node.kwargs or src.meta["val"].stride() != node.meta["val"].stride():
+        return
+    computed = all(origin.op == "call_function" for origin in origins(src))
+    if computed and not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
         node.replace_all_uses_with(src)
         graph.erase_node(node)
 
@@ -48,52 +63,49 @@ def _drop_pool_indices(graph: Graph) -> None:
 
 
 def _global_average(graph: Graph, node: Node) -> None:
-    """mean over the two spatial dimensions: one window. Without `keepdim`, a view after it.
+    """A mean over the two spatial dimensions that drops them becomes one that keeps them, and a view.
 
-    On a GPU it stays a mean, as ATen gives a window to one thread.
+    It stays a mean: ATen sums a window of `avg_pool2d` in one go, which errs by 1e-2 on a map of 1024 x 1024. In NHWC
+    on the CPU lowering takes our pooling for it.
     """
     src, dims, *rest = node.args
     value = src.meta.get("val")
     if not is_activation(value) or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs:
         return
-    size = _spatial(src)
-    keeps = bool(rest and rest[0])
-    if size is None or (keeps and value.device.type != "cpu"):
+    if (rest and rest[0]) or _spatial(src) is None:
         return
     with graph.inserting_before(node):
-        if value.device.type == "cpu":
-            new = graph.call_function(aten.avg_pool2d.default, (src, size))
-        else:
-            new = graph.call_function(aten.mean.dim, (src, [2, 3], True))
+        new = graph.call_function(aten.mean.dim, (src, [2, 3], True))
         new.meta = {**node.meta, "val": value.new_empty((*value.shape[:2], 1, 1))}
-        last = new
-        if not keeps:
-            last = graph.call_function(aten.squeeze.dims, (new, [2, 3]))
-            last.meta = dict(node.meta)
+        last = graph.call_function(aten.squeeze.dims, (new, [2, 3]))
+        last.meta = dict(node.meta)
     node.replace_all_uses_with(last)
     graph.erase_node(node)
 
 
 def _adaptive_average(graph: Graph, node: Node) -> None:
-    """Windows of equal size, where the result's size divides the source's; nothing where they are equal."""
+    """Windows of equal size, where the result's size divides the source's; a copy where they are equal."""
     src, out = node.args
     size = _spatial(src)
-    if not is_activation(src.meta.get("val")) or size is None or 0 in out:
+    if not is_activation(src.meta.get("val")) or size is None:
         return
-    if any(length % parts for length, parts in zip(size, out, strict=True)):
+    if any(not isinstance(parts, int) or parts == 0 or length % parts for length, parts in zip(size, out, strict=True)):
         return
-    if size == list(out):
-        node.replace_all_uses_with(src)
-    else:
-        with graph.inserting_before(node):
-            window = [length // parts for length, parts in zip(size, out, strict=True)]
-            new = graph.call_function(aten.avg_pool2d.default, (src, window))
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
+    same = size == list(out)
+    if same and src.meta["val"].stride() != node.meta["val"].stride():
+        return
+    window = [length // parts for length, parts in zip(size, out, strict=True)]
+    target, arguments = (aten.clone.default, (src,)) if same else (aten.avg_pool2d.default, (src, window))
+    with graph.inserting_before(node):
+        new = graph.call_function(target, arguments)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
     graph.erase_node(node)
+    if same:
+        _drop_clone(graph, new)
 
 
 def _spatial(node: Node) -> list[int] | None:
-    """Height and width, where they are fixed."""
-    sizes = list(node.meta["val"].shape[2:])
-    return sizes if all(isinstance(size, int) and size > 0 for size in sizes) else None
+    """Height and width, where they are fixed and not 0."""
+    sizes = [known_size(size) for size in node.meta["val"].shape[2:]]
+    return [size for size in sizes if size] if all(sizes) else None

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from convselect.graph.arena import Buffer
 from convselect.graph.lower import Call
-from convselect.graph.steps import Address, Sizes, Value, is_view
+from convselect.graph.steps import Address, Sizes, Value, is_view, tensors_of
 
 CACHE = 2 << 20
 """Bytes that a step of the head may read and write, for each thread: its part of the caches, roughly."""
@@ -61,10 +61,12 @@ def head_of(nodes: Sequence[Node], sizes: Sizes, constants: Mapping[Node, torch.
     batch, which no cache has kept. The head's weights and an image's activations in the rest are least together.
     """
     mb = next(iter(sizes(nodes[0])), 0)
+    if mb == 0:
+        return Head(0, 1, 1)
     saved, most_saved, largest = 0, 0, 0  # bytes
     head = Head(0, 1, mb)
     for i, node in enumerate(nodes):
-        sources = [source for source in node.all_input_nodes if source not in constants]
+        sources = [source for source in tensors_of(node) if source not in constants]
         if any(len(sizes(value)) != 4 or sizes(value)[0] != mb for value in (node, *sources)):
             break
         if is_view(node):

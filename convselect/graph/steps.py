@@ -22,7 +22,7 @@ from convselect.primitives.kernel import KernelPrimitive
 aten = torch.ops.aten
 ops = torch.ops.convselect
 
-STEPS = ("conv", "to_layout", "scale_shift", "linear", "pool")
+STEPS = ("conv", "to_layout", "scale_shift", "linear", "pool", "upsample")
 """In the order of the kernels' enumeration `Step`."""
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.squeeze.dims, aten.alias.default)
@@ -33,14 +33,14 @@ def is_step(node: Node) -> bool:
     if node.op != "call_function" or not _is_float(node):
         return False
     value, target = node.meta["val"], node.target
-    sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+    sources = tensors_of(node)
     if isinstance(target, Call):
         return isinstance(target.primitive, KernelPrimitive)
     if not all(_is_float(source) and _is_dense(source) for source in sources):
         return False
     if target is to_layout:
         return True
-    if isinstance(target, ScaleShift) or target in (ops.pool2d.default, ops.linear.default):
+    if isinstance(target, ScaleShift) or target in (ops.pool2d.default, ops.upsample2d.default, ops.linear.default):
         return True
     if target in _VIEWS:
         return bool(sources[0].meta["val"].is_contiguous() and value.is_contiguous())
@@ -55,6 +55,11 @@ def is_step(node: Node) -> bool:
     return False
 
 
+def tensors_of(node: Node) -> list[Node]:
+    """The operands of `node` that are tensors; others are sizes."""
+    return [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+
+
 def is_view(node: Node) -> bool:
     """Whether `node`, a step, is the bytes of its source."""
     if node.target is to_layout:
@@ -66,6 +71,8 @@ def excited(node: Node) -> tuple[Node, Node] | None:
     """(x, s) where `node` is x [mb, c, h, w] times s [mb, c, 1, 1] by channel; None if it is another product."""
     for x, s in (node.args, node.args[::-1]):
         if not (isinstance(x, Node) and isinstance(s, Node)):
+            return None
+        if not (isinstance(x.meta["val"], torch.Tensor) and isinstance(s.meta["val"], torch.Tensor)):  # sizes
             return None
         shapes = x.meta["val"].shape, s.meta["val"].shape
         if len(shapes[0]) == 4 and shapes[1] == (*shapes[0][:2], 1, 1) and _same_layout(node, [x], shape=True):
@@ -82,7 +89,7 @@ def gives_strides(node: Node) -> bool:
     """Whether `node` can write into a range of the channels of a wider NHWC tensor."""
     if isinstance(node.target, Call):
         return node.target.primitive.dst_layout is Layout.NHWC and node.args[3] is None
-    return node.target is ops.pool2d.default or takes_strides(node)
+    return node.target in (ops.pool2d.default, ops.upsample2d.default) or takes_strides(node)
 
 
 def is_nhwc(node: Node) -> bool:
@@ -165,6 +172,8 @@ class Steps:
             self._linear(node)
         elif target is ops.pool2d.default:
             self._pool(node)
+        elif target is ops.upsample2d.default:
+            self._upsample(node)
         elif target is aten.cat.default:
             self._cat(node)
         elif target is aten.mul.Tensor:
@@ -230,6 +239,16 @@ class Steps:
         value = self.values[node]
         self._add(
             "pool", mb, channels, ih, iw, *geometry[8:], *geometry[:8], int(maximum), int(include_pad), divisor,
+            self.values[src].address, value.address, value.stride,
+        )  # fmt: skip
+
+    def _upsample(self, node: Node) -> None:
+        src, _, linear, align_corners, *scales = node.args
+        mb, channels, ih, iw = self.sizes(src)
+        value = self.values[node]
+        self._add(
+            "upsample", mb, channels, ih, iw, *self.sizes(node)[2:], int(linear), int(align_corners),
+            *(-1.0 if scale is None else 1 / scale for scale in scales),
             self.values[src].address, value.address, value.stride,
         )  # fmt: skip
 

@@ -17,6 +17,8 @@ Range = tuple[int, int]
 """Address and bytes."""
 
 _WORD = 8
+_OBJECT_WORDS = 4
+"""Of a tensor's Python object that are looked at; the first two are its reference count and its type."""
 _WORDS = 20
 """Of a `TensorImpl` that are looked at; it is larger than this."""
 _INLINE = 5
@@ -27,8 +29,11 @@ _SIZES_WORDS = 1 + 2 * _INLINE + 2
 
 @dataclass(frozen=True)
 class _Offsets:
-    """In bytes: in a `TensorImpl`, of its storage, its version counter and its sizes; in what these point to."""
+    """In bytes: in a Python object, of its `TensorImpl`; in that, of its storage, its version counter and its sizes; in
+    what these point to.
+    """
 
+    inner: int
     storage: int
     version_counter: int
     sizes: int
@@ -39,7 +44,7 @@ class _Offsets:
 def metadata_of(tensor: torch.Tensor) -> list[Range] | None:
     """Memory that changes whenever the tensor's address, sizes, strides or version do; None where it is not known.
 
-    It stays mapped as long as `tensor` and `tensor.detach()` live.
+    It stays mapped as long as `tensor` and `tensor.detach()` live, and `tensor` is what it was (`identity_of`).
     """
     offsets = _offsets()
     if offsets is None or tensor.dim() > _INLINE:
@@ -55,6 +60,14 @@ def metadata_of(tensor: torch.Tensor) -> list[Range] | None:
     if not tensor.is_inference():
         ranges.append((_word(inner + offsets.version_counter) + offsets.version_in_counter, 4))
     return ranges
+
+
+def identity_of(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """The address of a word that lives with the Python object `tensor`, and what it holds as long as that object stands
+    for the same tensor: `torch.utils.swap_tensors` gives it another. None where it is not known.
+    """
+    offsets = _offsets()
+    return None if offsets is None else (id(tensor) + offsets.inner, tensor._cdata)
 
 
 def _word(address: int) -> int:
@@ -82,6 +95,7 @@ def _offsets() -> _Offsets | None:
         return [i for i in range(end) if holds(i)]
 
     try:
+        inner_at = _only([i for i in range(2, _OBJECT_WORDS) if _word(id(tensor) + i * _WORD) == tensor._cdata])
         sizes = _only(where(lambda i: words[i : i + 5] == [4, *shape]))
         at = sizes // _WORD + 1 + _INLINE
         if words[at : at + 4] != [*stride] or words[at + _INLINE : at + _INLINE + 2] != [offset, tensor.numel()]:
@@ -95,7 +109,7 @@ def _offsets() -> _Offsets | None:
         version_at = _version_in(words[counter_at // _WORD], tensor)
     except (LookupError, IndexError):
         return None
-    return _Offsets(storage_at, counter_at, sizes, data_at, version_at)
+    return _Offsets(inner_at, storage_at, counter_at, sizes, data_at, version_at)
 
 
 def _version_in(counter: int, tensor: torch.Tensor) -> int:

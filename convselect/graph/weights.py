@@ -12,8 +12,9 @@ import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from convselect import streams
+from convselect.graph.aliasing import is_returned
 from convselect.graph.capture import convolution, kept, scale_shift
-from convselect.graph.tensor_memory import metadata_of
+from convselect.graph.tensor_memory import identity_of, metadata_of
 from convselect.machine import tf32_allowed
 
 _CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     needed: set[Node] = set()
     _add_all(needed, wanted)
     for cast in reversed(graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default)):
-        if cast in constant and cast not in needed and cast.users:
+        if cast in constant and cast not in needed and cast.users and not is_returned(cast):
             with graph.inserting_after(cast):
                 new = graph.call_function(kept)
             new.meta = {**cast.meta, "constants": [len(wanted)]}
@@ -62,7 +63,7 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
             copies[node] = copy.node_copy(node, lambda n: copies[n])
     copy.output(tuple(copies[node] for node in wanted))
     graph.eliminate_dead_code()
-    return GraphModule({}, copy), inputs
+    return GraphModule(graph.owning_module or {}, copy), inputs  # which has tensors made in `forward`
 
 
 def _add_all(needed: set[Node], wanted: list[Node]) -> None:
@@ -159,7 +160,8 @@ class Constants:
 class _State:
     """What was packed from which tensors.
 
-    A tensor is unchanged if it is the same object with the same address, shape, version and fingerprint. The address
+    A tensor is unchanged if it is the same object, of the same inner tensor, with the same address, shape, version and
+    fingerprint. The address
     cannot be reused by another tensor, since an alias keeps the storage alive. The version counts every write that
     autograd sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB
     whole, and of larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a
@@ -183,6 +185,8 @@ class _State:
         self._unversioned = list(filter(_only_data_tells, statics))
         self._copy = _flat(self._unversioned) if self._unversioned else None
         self._held, self._aliases = statics, [tensor.detach() for tensor in statics]
+        self._identities = torch.tensor(list(filter(None, map(identity_of, statics))), dtype=torch.int64, device=_CPU)
+        self._identities = self._identities.reshape(-1, 2)
         metadata = [metadata_of(tensor) for tensor in statics]
         self._asked = [t for t, known in zip(statics, metadata, strict=True) if known is None]
         self._answers = list(map(_ask, self._asked))
@@ -198,6 +202,7 @@ class _State:
             not self.overwritten
             and (statics is self._held or all(map(operator.is_, statics, self._held)))
             and (self.ready is None or tf32_allowed() == self._tf32)  # a GPU's float32 weights are rounded for it
+            and torch.ops.convselect.unchanged(self._identities)
             and list(map(_ask, self._asked)) == self._answers
             and torch.ops.convselect.fingerprint(self._metadata) == self._fingerprints[0]
             # Only now: a storage that was moved (`share_memory_`, `resize_`) has given its old memory back.

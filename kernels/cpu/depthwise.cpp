@@ -10,7 +10,13 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
+bool one_filter_a_channel(const Problem& p) { return p.g == p.ic && p.g == p.oc; }
+
 // ---- NHWC ----------------------------------------------------------------------------------------------------------
+
+constexpr int64_t MOST_TAPS = 121;  // pointers of a window
+
+bool few_taps(const Problem& p) { return one_filter_a_channel(p) && p.taps() <= MOST_TAPS; }
 
 // packed  [channels / VL][kh * kw][VL], absent channels zero
 int64_t packed_floats_nhwc(const Problem& p) { return p.taps() * round_up(p.oc, VL); }
@@ -377,8 +383,8 @@ void run_nchw(const Call& call) {
 }  // namespace
 
 const Kernel depthwise_kernels[] = {
-    {"depthwise_nhwc", true, true, packed_floats_nhwc, pack_nhwc, workspace_nhwc, run_nhwc},
-    {"depthwise_nchw", false, false, packed_floats_nchw, pack_nchw, workspace_nchw, run_nchw},
+    {"depthwise_nhwc", true, true, few_taps, packed_floats_nhwc, pack_nhwc, workspace_nhwc, run_nhwc},
+    {"depthwise_nchw", false, false, one_filter_a_channel, packed_floats_nchw, pack_nchw, workspace_nchw, run_nchw},
 };
 const int depthwise_count = sizeof(depthwise_kernels) / sizeof(Kernel);
 

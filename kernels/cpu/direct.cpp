@@ -60,7 +60,7 @@ void run(const Call& call) {
 }  // namespace
 
 const Kernel direct_kernels[] = {
-    {"direct_nhwc", true, true, packed_floats, pack, workspace, run},
+    {"direct_nhwc", true, true, any, packed_floats, pack, workspace, run},
 };
 const int direct_count = sizeof(direct_kernels) / sizeof(Kernel);
 

@@ -118,7 +118,7 @@ void run(const Call& call) {
 }  // namespace
 
 const Kernel direct_nchw_kernels[] = {
-    {"direct_nchw", false, false, packed_floats, pack, workspace, run},
+    {"direct_nchw", false, false, any, packed_floats, pack, workspace, run},
 };
 const int direct_nchw_count = sizeof(direct_nchw_kernels) / sizeof(Kernel);
 

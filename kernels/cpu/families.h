@@ -1,4 +1,4 @@
-// The rows each family contributes to the table of kernels.
+// The rows each family contributes to the table of kernels, and what they take.
 #pragma once
 #include "kernel.h"
 #include "vec.h"
@@ -20,5 +20,9 @@ CS_FAMILY(pointwise)
 CS_FAMILY(winograd)
 
 #undef CS_FAMILY
+
+// What several kernels take.
+inline bool any(const Problem&) { return true; }
+inline bool ungrouped(const Problem& p) { return p.g == 1; }
 
 }  // namespace convselect::CONVSELECT_ISA

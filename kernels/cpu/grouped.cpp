@@ -12,6 +12,12 @@ namespace convselect::CONVSELECT_ISA {
 namespace {
 
 constexpr int K = 3, TAPS = K * K;
+constexpr int64_t MOST_CHANNELS = 16;  // of a group
+
+bool takes(const Problem& p) {
+  const bool narrow = p.g > 1 && p.ic / p.g <= MOST_CHANNELS && p.oc / p.g <= MOST_CHANNELS;
+  return narrow && p.kh == K && p.kw == K && p.dh == 1 && p.dw == 1 && p.sh == p.sw && p.sh <= 2;
+}
 
 // How the channels fall into registers. A group with more than VL channels takes whole registers of outputs for
 // itself, and then the permutation is a broadcast.
@@ -200,7 +206,7 @@ void run(const Call& call) {
 }  // namespace
 
 const Kernel grouped_kernels[] = {
-    {"grouped_nhwc", true, true, packed_floats, pack, workspace, run},
+    {"grouped_nhwc", true, true, takes, packed_floats, pack, workspace, run},
 };
 const int grouped_count = sizeof(grouped_kernels) / sizeof(Kernel);
 

@@ -161,8 +161,8 @@ void run_column(const Call& call) {
 }  // namespace
 
 const Kernel im2_kernels[] = {
-    {"im2row_nhwc", true, true, packed_row, pack_row, workspace_row, run_row},
-    {"im2col_nchw", false, false, packed_column, pack_column, workspace_column, run_column},
+    {"im2row_nhwc", true, true, any, packed_row, pack_row, workspace_row, run_row},
+    {"im2col_nchw", false, false, any, packed_column, pack_column, workspace_column, run_column},
 };
 const int im2_count = sizeof(im2_kernels) / sizeof(Kernel);
 

@@ -16,7 +16,7 @@ struct Problem {
 };
 
 // The order is that of ACTIVATIONS in convselect/primitive.py.
-enum class Act : int { identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh };
+enum class Act : int64_t { identity, relu, clamp, leaky_relu, silu, sigmoid, hardswish, hardsigmoid, gelu, gelu_tanh };
 
 // dst = act(conv + bias + residual). bias f32 [oc] or null; residual in dst's own layout or null.
 struct Epilogue {
@@ -48,6 +48,9 @@ struct Call {
 struct Kernel {
   const char* name;
   bool src_nhwc, dst_nhwc;
+  // Whether the problem is one of the kernel's; the other functions may be called for these only. As the refusals in
+  // convselect/primitives, which say why not.
+  bool (*takes)(const Problem&);
   int64_t (*packed_floats)(const Problem&);
   void (*pack)(const Problem&, const float* weight, float* packed);
   int64_t (*workspace_floats)(const Problem&, int threads);
@@ -89,6 +92,18 @@ struct Pool {
   int64_t dst_stride;
 };
 
+// Interpolation of f32 [mb, ih, iw, channels] to [mb, oh, ow, channels], by the nearest pixel or, if `linear`,
+// bilinear; `dst_stride` floats from a pixel of dst to the next. `step_h` and `step_w` are from a pixel of dst to the
+// next in pixels of the source; negative, they follow from the sizes. Sizes are below 2^31.
+struct Upsample {
+  int64_t mb, channels, ih, iw, oh, ow;
+  bool linear, align_corners;
+  float step_h, step_w;
+  const float* src;
+  float* dst;
+  int64_t dst_stride;
+};
+
 // What one build of the sources for one instruction set offers.
 struct KernelTable {
   const Kernel* rows;
@@ -99,6 +114,7 @@ struct KernelTable {
   void (*scale_shift)(const ScaleShift&, const Parallel&);
   void (*linear)(const Linear&, const Parallel&);
   void (*pool)(const Pool&, const Parallel&);
+  void (*upsample)(const Upsample&, const Parallel&);
 };
 
 }  // namespace convselect

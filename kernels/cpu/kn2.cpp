@@ -10,6 +10,8 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
+bool unit_stride(const Problem& p) { return p.sh == 1 && p.sw == 1 && ungrouped(p); }
+
 // What the product of tap (ky, kx) adds to the output rows [y0, y1): from the src rows [top, bottom), the pixels
 // [j, j + count), to the pixels from x on. Output pixel (y, x) takes src pixel (y + dy, x + dx).
 struct Shift {
@@ -153,8 +155,8 @@ void run_column(const Call& call) {
 }  // namespace
 
 const Kernel kn2_kernels[] = {
-    {"kn2row_nchw", false, false, packed_row, pack_row, workspace_row, run_row},
-    {"kn2col_nhwc", true, true, packed_column, pack_column, workspace_column, run_column},
+    {"kn2row_nchw", false, false, unit_stride, packed_row, pack_row, workspace_row, run_row},
+    {"kn2col_nhwc", true, true, unit_stride, packed_column, pack_column, workspace_column, run_column},
 };
 const int kn2_count = sizeof(kn2_kernels) / sizeof(Kernel);
 

@@ -19,6 +19,8 @@ namespace {
 
 enum class Copy { lowered, padded, padded_from_nchw };
 
+bool undilated_width(const Problem& p) { return p.dw == 1 && ungrouped(p); }
+
 // packed  [column group][tap][ic][registers][VL], from weight [oc, ic, kh, kw]
 int64_t packed_floats(const Problem& p) { return ColumnGroups(p.oc).packed_floats(p.taps() * p.ic); }
 
@@ -146,9 +148,10 @@ void run(const Call& call) {
 }  // namespace
 
 const Kernel mec_kernels[] = {
-    {"mec_nhwc", true, true, packed_floats, pack, workspace<Copy::lowered>, run<Copy::lowered>},
-    {"direct_padded_nhwc", true, true, packed_floats, pack, workspace<Copy::padded>, run<Copy::padded>},
-    {"direct_padded_nchw_nhwc", false, true, packed_floats, pack, workspace<Copy::padded_from_nchw>,
+    {"mec_nhwc", true, true, ungrouped, packed_floats, pack, workspace<Copy::lowered>, run<Copy::lowered>},
+    {"direct_padded_nhwc", true, true, undilated_width, packed_floats, pack, workspace<Copy::padded>,
+     run<Copy::padded>},
+    {"direct_padded_nchw_nhwc", false, true, undilated_width, packed_floats, pack, workspace<Copy::padded_from_nchw>,
      run<Copy::padded_from_nchw>},
 };
 const int mec_count = sizeof(mec_kernels) / sizeof(Kernel);

@@ -1,9 +1,5 @@
-// The operators torch.ops.convselect.*: argument checks and a call into the table of kernels. The only file that sees
-// torch, through its stable ABI, so that one binary serves torch 2.10 and later.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// The operators torch.ops.convselect.*: argument checks and a call into the table of kernels. The files ops*.cpp alone
+// see torch, through its stable ABI, so that one binary serves torch 2.10 and later.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -11,32 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
-#include "program.h"
+#include "tensors.h"
 
 namespace {
 
-using convselect::Call;
-using convselect::Kernel;
-using convselect::Problem;
-using torch::stable::Tensor;
+using namespace convselect;
 using Ints = std::vector<int64_t>;
-
-struct Loaded {
-  const convselect::KernelTable* table;
-  convselect::Isa isa;
-};
-
-const Loaded& loaded() {
-  static const Loaded value = [] {
-    Loaded found{};
-    std::string error;
-    found.table = convselect::kernels(&found.isa, &error);
-    STD_TORCH_CHECK(found.table, error);
-    return found;
-  }();
-  return value;
-}
 
 const Kernel& kernel_at(int64_t id) {
   STD_TORCH_CHECK(id >= 0 && id < loaded().table->count, "kernel is ", id, ", must be below ", loaded().table->count);
@@ -44,35 +20,21 @@ const Kernel& kernel_at(int64_t id) {
 }
 
 // sizes: mb ic ih iw; geometry: oc kh kw sh sw ph pw dh dw g.
-Problem problem_of(const int64_t* s, const Ints& g) {
+Problem problem_of(const Kernel& kernel, const int64_t* s, const Ints& g) {
   STD_TORCH_CHECK(g.size() == 10, "geometry has ", g.size(), " numbers, must have 10: oc kh kw sh sw ph pw dh dw g");
-  Problem p{s[0], s[1], s[2], s[3], g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
-  STD_TORCH_CHECK(p.g > 0 && p.ic % p.g == 0 && p.oc % p.g == 0, "g is ", p.g, ", must divide ic=", p.ic,
-                  " and oc=", p.oc);
-  STD_TORCH_CHECK(p.kh > 0 && p.kw > 0 && p.sh > 0 && p.sw > 0 && p.dh > 0 && p.dw > 0 && p.ph >= 0 && p.pw >= 0,
-                  "kernel, stride and dilation must be positive, padding not negative");
-  STD_TORCH_CHECK(p.oh() > 0 && p.ow() > 0, "the kernel does not fit into the padded input");
+  const Problem p{s[0], s[1], s[2], s[3], g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9]};
+  check(p);
+  check(kernel, p);
   return p;
 }
 
-Problem problem_of(const Ints& sizes, const Ints& geometry) {
+Problem problem_of(const Kernel& kernel, const Ints& sizes, const Ints& geometry) {
   STD_TORCH_CHECK(sizes.size() == 4, "sizes has ", sizes.size(), " numbers, must have 4: mb ic ih iw");
-  return problem_of(sizes.data(), geometry);
-}
-
-convselect::Parallel parallel_here() {
-  return {static_cast<int>(torch::stable::get_num_threads()),
-          [](int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-            torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-          }};
+  return problem_of(kernel, sizes.data(), geometry);
 }
 
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-
-void check_float(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == torch::headeronly::ScalarType::Float, name,
-                  " must be a float32 tensor on the CPU");
-}
+float* writable(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 // Whether a 4-d tensor is dense in that order; strides of dimensions of size 1 mean nothing.
 bool dense(const Tensor& t, bool nhwc) {
@@ -103,13 +65,6 @@ void check_activation(const Tensor& t, const char* name, bool nhwc, const int64_
   STD_TORCH_CHECK(t.numel() == 0 || dense(t, nhwc), name, " must be dense in ", nhwc ? "NHWC" : "NCHW");
 }
 
-Tensor empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
 Tensor empty(const int64_t (&sizes)[4], bool nhwc) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const int64_t strides[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
@@ -137,27 +92,43 @@ class Scratch {
 };
 thread_local Scratch scratch;
 
-void check_act(int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int>(convselect::Act::gelu_tanh), "activation is ",
-                  activation, ", must be an index of ACTIVATIONS");
+Act act_of(int64_t activation) {
+  const Act act = static_cast<Act>(activation);
+  check(act);
+  return act;
+}
+
+struct Named {
+  const char* name;
+  const Tensor* tensor;  // or null
+
+  uint64_t begin() const { return reinterpret_cast<uint64_t>(tensor->const_data_ptr()); }
+  uint64_t end() const { return begin() + 4 * extent(tensor->dim(), tensor->sizes().data(), tensor->strides().data()); }
+};
+
+// What a kernel reads may not change under it: some keep pointers in the workspace.
+void check_apart(const Named& written, std::initializer_list<Named> others) {
+  for (const Named& other : others)
+    STD_TORCH_CHECK(!other.tensor || written.end() <= other.begin() || other.end() <= written.begin(), written.name,
+                    " and ", other.name, " overlap");
 }
 
 Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& residual, const Ints& geometry, int64_t activation) {
+                   const std::optional<Tensor>& residual, const Ints& geometry) {
   STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
   const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
-  const Problem p = problem_of(sizes, geometry);
+  const Problem p = problem_of(kernel, sizes, geometry);
   check_activation(src, "src", kernel.src_nhwc, sizes);
   check_float(packed, "packed");
   STD_TORCH_CHECK(packed.numel() == kernel.packed_floats(p), "packed has ", packed.numel(), " elements, ", kernel.name,
                   " needs ", kernel.packed_floats(p), " for this problem");
+  STD_TORCH_CHECK(packed.is_contiguous(), "packed must be contiguous");
   if (bias) {
     check_float(*bias, "bias");
     STD_TORCH_CHECK(bias->numel() == p.oc && bias->is_contiguous(), "bias must be contiguous and have oc=", p.oc,
                     " elements");
   }
   if (residual) check_activation(*residual, "residual", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
-  check_act(activation);
   return p;
 }
 
@@ -166,18 +137,18 @@ Call call_of(const Problem& p, const Tensor& src, const Tensor& packed, const st
   return {p,
           floats(src),
           floats(packed),
-          static_cast<float*>(dst.mutable_data_ptr()),
+          writable(dst),
           p.oc,
           nullptr,
-          {bias ? floats(*bias) : nullptr, residual ? floats(*residual) : nullptr,
-           static_cast<convselect::Act>(activation), static_cast<float>(alpha), static_cast<float>(beta)},
+          {bias ? floats(*bias) : nullptr, residual ? floats(*residual) : nullptr, act_of(activation),
+           static_cast<float>(alpha), static_cast<float>(beta)},
           parallel_here()};
 }
 
 Tensor conv(Tensor src, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual, int64_t kernel_id,
             Ints geometry, int64_t activation, double alpha, double beta) {
   const Kernel& kernel = kernel_at(kernel_id);
-  const Problem p = check_conv(kernel, src, packed, bias, residual, geometry, activation);
+  const Problem p = check_conv(kernel, src, packed, bias, residual, geometry);
   Tensor dst = empty({p.mb, p.oc, p.oh(), p.ow()}, kernel.dst_nhwc);
   if (p.mb == 0) return dst;
   Call call = call_of(p, src, packed, bias, residual, dst, activation, alpha, beta);
@@ -191,7 +162,7 @@ void conv_out(Tensor dst, Tensor workspace, Tensor src, Tensor packed, std::opti
               std::optional<Tensor> residual, int64_t kernel_id, Ints geometry, int64_t activation, double alpha,
               double beta) {
   const Kernel& kernel = kernel_at(kernel_id);
-  const Problem p = check_conv(kernel, src, packed, bias, residual, geometry, activation);
+  const Problem p = check_conv(kernel, src, packed, bias, residual, geometry);
   check_float(dst, "dst");
   STD_TORCH_CHECK(
       dst.dim() == 4 && dst.size(0) == p.mb && dst.size(1) == p.oc && dst.size(2) == p.oh() && dst.size(3) == p.ow(),
@@ -208,19 +179,25 @@ void conv_out(Tensor dst, Tensor workspace, Tensor src, Tensor packed, std::opti
   const int64_t floats = kernel.workspace_floats(p, call.parallel.threads);
   STD_TORCH_CHECK(workspace.numel() >= floats, "workspace has ", workspace.numel(), " elements, ", kernel.name,
                   " needs ", floats);
-  call.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+  STD_TORCH_CHECK(workspace.is_contiguous(), "workspace must be contiguous");
+  check_apart({"workspace", &workspace}, {{"dst", &dst}});
+  for (const Named& written : {Named{"dst", &dst}, Named{"workspace", &workspace}})
+    check_apart(written, {{"src", &src},
+                          {"packed", &packed},
+                          {"bias", bias ? &*bias : nullptr},
+                          {"residual", residual ? &*residual : nullptr}});
+  call.workspace = writable(workspace);
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(call.workspace) % 64 == 0, "workspace must be aligned to 64 bytes");
   kernel.run(call);
 }
 
 Tensor pack(Tensor weight, int64_t kernel_id, Ints sizes, Ints geometry) {
   const Kernel& kernel = kernel_at(kernel_id);
-  const Problem p = problem_of(sizes, geometry);
-  check_float(weight, "weight");
-  STD_TORCH_CHECK(weight.is_contiguous() && weight.numel() == p.oc * (p.ic / p.g) * p.kh * p.kw,
-                  "weight must be contiguous, [oc, ic/g, kh, kw]");
+  const Problem p = problem_of(kernel, sizes, geometry);
+  STD_TORCH_CHECK(weight.dim() == 4, "weight has ", weight.dim(), " dimensions, must have 4");
+  check_activation(weight, "weight", false, {p.oc, p.ic / p.g, p.kh, p.kw});
   Tensor packed = empty({1, 1, 1, kernel.packed_floats(p)}, false);
-  kernel.pack(p, floats(weight), static_cast<float*>(packed.mutable_data_ptr()));
+  kernel.pack(p, floats(weight), writable(packed));
   return packed;
 }
 
@@ -232,8 +209,8 @@ Tensor to_layout(Tensor src, bool nhwc) {
   Tensor dst = empty(sizes, nhwc);
   if (src.numel() == 0) return dst;
   const auto& table = *loaded().table;
-  (nhwc ? table.to_nhwc : table.to_nchw)(floats(src), static_cast<float*>(dst.mutable_data_ptr()), sizes[0], sizes[1],
-                                         sizes[2] * sizes[3], parallel_here());
+  (nhwc ? table.to_nhwc : table.to_nchw)(floats(src), writable(dst), sizes[0], sizes[1], sizes[2] * sizes[3],
+                                         parallel_here());
   return dst;
 }
 
@@ -247,13 +224,12 @@ Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, d
     check_float(*t, t == &scale ? "scale" : "shift");
     STD_TORCH_CHECK(t->numel() == sizes[1] && t->is_contiguous(), "scale and shift must be contiguous, [channels]");
   }
-  check_act(activation);
+  const Act act = act_of(activation);
   Tensor dst = empty(sizes, nhwc);
   if (src.numel() == 0) return dst;
   loaded().table->scale_shift(
-      {sizes[0], sizes[1], sizes[2] * sizes[3], nhwc, floats(src), floats(scale), floats(shift), nullptr,
-       static_cast<float*>(dst.mutable_data_ptr()), sizes[1], sizes[1], 0, static_cast<convselect::Act>(activation),
-       static_cast<float>(alpha), static_cast<float>(beta)},
+      {sizes[0], sizes[1], sizes[2] * sizes[3], nhwc, floats(src), floats(scale), floats(shift), nullptr, writable(dst),
+       sizes[1], sizes[1], 0, act, static_cast<float>(alpha), static_cast<float>(beta)},
       parallel_here());
   return dst;
 }
@@ -270,12 +246,11 @@ Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t act
     check_float(*bias, "bias");
     STD_TORCH_CHECK(bias->numel() == n && bias->is_contiguous(), "bias must be contiguous and have ", n, " elements");
   }
-  check_act(activation);
+  const Act act = act_of(activation);
   const int64_t sizes[2] = {m, n}, strides[2] = {n, 1};
   Tensor dst = empty_strided(2, sizes, strides);
   if (m > 0 && n > 0)
-    loaded().table->linear({m, n, k, floats(src), floats(weight), bias ? floats(*bias) : nullptr,
-                            static_cast<float*>(dst.mutable_data_ptr()), static_cast<convselect::Act>(activation),
+    loaded().table->linear({m, n, k, floats(src), floats(weight), bias ? floats(*bias) : nullptr, writable(dst), act,
                             static_cast<float>(alpha), static_cast<float>(beta)},
                            parallel_here());
   return dst;
@@ -288,86 +263,47 @@ Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t div
   check_activation(src, "src", true, sizes);
   STD_TORCH_CHECK(geometry.size() == 10, "geometry has ", geometry.size(), " numbers, must have 10");
   const Ints& g = geometry;
-  for (int i : {0, 1, 2, 3, 6, 7, 8, 9})
-    STD_TORCH_CHECK(g[i] > 0, "number ", i, " of geometry is ", g[i], ", must be positive");
-  STD_TORCH_CHECK(g[4] >= 0 && g[5] >= 0 && divisor >= 0, "padding and divisor must not be negative");
-  Tensor dst = empty({sizes[0], sizes[1], g[8], g[9]}, true);
+  Pool p{sizes[0], sizes[1], sizes[2], sizes[3], g[8], g[9], g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
+  p.max = max;
+  p.include_pad = include_pad;
+  p.divisor = divisor;
+  p.dst_stride = sizes[1];
+  if (src.numel() > 0) check(p);
+  Tensor dst = empty({sizes[0], sizes[1], p.oh, p.ow}, true);
   if (src.numel() == 0) return dst;
-  loaded().table->pool({sizes[0],
-                        sizes[1],
-                        sizes[2],
-                        sizes[3],
-                        g[8],
-                        g[9],
-                        g[0],
-                        g[1],
-                        g[2],
-                        g[3],
-                        g[4],
-                        g[5],
-                        g[6],
-                        g[7],
-                        max,
-                        include_pad,
-                        divisor,
-                        floats(src),
-                        static_cast<float*>(dst.mutable_data_ptr()),
-                        sizes[1]},
-                       parallel_here());
+  p.src = floats(src);
+  p.dst = writable(dst);
+  loaded().table->pool(p, parallel_here());
   return dst;
 }
 
-const int64_t* longs(const Tensor& t, const char* name, int64_t least) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == torch::headeronly::ScalarType::Long && t.dim() == 1 &&
-                      t.is_contiguous() && t.numel() >= least,
-                  name, " must be a contiguous int64 vector of at least ", least, " elements");
-  return static_cast<const int64_t*>(t.const_data_ptr());
-}
-
-// Runs a program of `convselect/graph/program.py`: threads, floats of the arena, numbers of inputs, outputs and steps;
-// for each input and output its dimensions, sizes and strides; then the steps (program.h). Bases are 1 the arena, then
-// the inputs, then the outputs. The caller keeps alive what absolute addresses point to.
-std::vector<Tensor> run(Tensor program, Tensor arena, std::vector<Tensor> inputs, std::optional<Tensor> nanoseconds) {
-  const int64_t* word = longs(program, "program", 5);
-  const int64_t threads = word[0], floats_needed = word[1], input_count = word[2], output_count = word[3],
-                steps = word[4];
-  word += 5;
-  const auto parallel = parallel_here();
-  STD_TORCH_CHECK(parallel.threads == threads, "the program is for ", threads, " threads, torch now has ",
-                  parallel.threads);
-  check_float(arena, "arena");
-  STD_TORCH_CHECK(arena.numel() >= floats_needed, "arena has ", arena.numel(), " elements, the program needs ",
-                  floats_needed);
-  STD_TORCH_CHECK(static_cast<int64_t>(inputs.size()) == input_count, "there are ", inputs.size(),
-                  " inputs, the program has ", input_count);
-  std::vector<char*> bases{nullptr, static_cast<char*>(arena.mutable_data_ptr())};
-  for (const Tensor& input : inputs) {
-    check_float(input, "input");
-    const int64_t dim = *word++;
-    STD_TORCH_CHECK(input.dim() == dim, "an input has ", input.dim(), " dimensions, the program expects ", dim);
-    for (int64_t d = 0; d < dim; ++d)
-      STD_TORCH_CHECK(input.size(d) == word[d] && (word[d] == 1 || input.stride(d) == word[dim + d]),
-                      "an input has size ", input.size(d), " and stride ", input.stride(d), " in dimension ", d,
-                      ", the program expects ", word[d], " and ", word[dim + d]);
-    word += 2 * dim;
-    bases.push_back(const_cast<char*>(static_cast<const char*>(input.const_data_ptr())));
-  }
-  std::vector<Tensor> outputs;
-  for (int64_t i = 0; i < output_count; ++i) {
-    const int64_t dim = *word++;
-    outputs.push_back(empty_strided(dim, word, word + dim));
-    word += 2 * dim;
-    bases.push_back(static_cast<char*>(outputs.back().mutable_data_ptr()));
-  }
-  int64_t* times = nanoseconds ? const_cast<int64_t*>(longs(*nanoseconds, "nanoseconds", steps)) : nullptr;
-  convselect::execute(word, steps, bases.data(), *loaded().table, parallel, times);
-  return outputs;
+// src dense in NHWC. size: oh ow. A scale that is given decides where pixels lie in place of the sizes, unless corners
+// are aligned.
+Tensor upsample2d(Tensor src, Ints size, bool linear, bool align_corners, std::optional<double> scale_h,
+                  std::optional<double> scale_w) {
+  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
+  check_activation(src, "src", true, sizes);
+  STD_TORCH_CHECK(size.size() == 2, "size has ", size.size(), " numbers, must have 2: oh ow");
+  for (const std::optional<double>& scale : {scale_h, scale_w})
+    STD_TORCH_CHECK(!scale || *scale > 0, "a scale is ", *scale, ", must be positive");
+  convselect::Upsample u{sizes[0], sizes[1], sizes[2], sizes[3], size[0], size[1], linear, align_corners};
+  u.step_h = scale_h ? static_cast<float>(1 / *scale_h) : -1.0f;
+  u.step_w = scale_w ? static_cast<float>(1 / *scale_w) : -1.0f;
+  if (src.numel() > 0) convselect::check(u);
+  Tensor dst = empty({sizes[0], sizes[1], size[0], size[1]}, true);
+  if (src.numel() == 0) return dst;
+  u.src = floats(src);
+  u.dst = writable(dst);
+  u.dst_stride = sizes[1];
+  loaded().table->upsample(u, parallel_here());
+  return dst;
 }
 
 const int64_t* rows_of(const Tensor& table, int64_t columns) {
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns && table.is_contiguous() &&
-                      table.scalar_type() == torch::headeronly::ScalarType::Long,
-                  "table must be a contiguous int64 tensor [n, ", columns, "]");
+  check_tensor(table, "table", ScalarType::Long, "int64");
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns && table.is_contiguous(),
+                  "table must be contiguous, [n, ", columns, "]");
   return static_cast<const int64_t*>(table.const_data_ptr());
 }
 
@@ -426,13 +362,15 @@ int64_t kernel_id(Ints codes) {
 
 bool dst_nhwc(int64_t kernel) { return kernel_at(kernel).dst_nhwc; }
 
-int64_t packed_bytes(int64_t kernel, Ints sizes, Ints geometry) {
-  return 4 * kernel_at(kernel).packed_floats(problem_of(sizes, geometry));
+int64_t packed_bytes(int64_t kernel_id, Ints sizes, Ints geometry) {
+  const Kernel& kernel = kernel_at(kernel_id);
+  return 4 * kernel.packed_floats(problem_of(kernel, sizes, geometry));
 }
 
-int64_t workspace_bytes(int64_t kernel, Ints sizes, Ints geometry, int64_t threads) {
-  STD_TORCH_CHECK(threads > 0, "threads is ", threads, ", must be positive");
-  return 4 * kernel_at(kernel).workspace_floats(problem_of(sizes, geometry), static_cast<int>(threads));
+int64_t workspace_bytes(int64_t kernel_id, Ints sizes, Ints geometry, int64_t threads) {
+  const Kernel& kernel = kernel_at(kernel_id);
+  check_threads(threads);
+  return 4 * kernel.workspace_floats(problem_of(kernel, sizes, geometry), static_cast<int>(threads));
 }
 
 }  // namespace
@@ -453,7 +391,9 @@ STABLE_TORCH_LIBRARY(convselect, m) {
   m.def("scale_shift(Tensor src, Tensor scale, Tensor shift, int activation, float alpha, float beta) -> Tensor");
   m.def("linear(Tensor src, Tensor weight, Tensor? bias, int activation, float alpha, float beta) -> Tensor");
   m.def("pool2d(Tensor src, int[] geometry, bool max, bool include_pad, int divisor) -> Tensor");
-  m.def("run(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? nanoseconds) -> Tensor[]");
+  m.def(
+      "upsample2d(Tensor src, SymInt[] size, bool linear, bool align_corners, float? scale_h, float? scale_w) -> "
+      "Tensor");
   m.def("fingerprint(Tensor table) -> int");
   m.def("unchanged(Tensor table) -> bool");
   m.def("to_layout(Tensor src, bool nhwc) -> Tensor");
@@ -474,7 +414,7 @@ STABLE_TORCH_LIBRARY_IMPL(convselect, CPU, m) {
   m.impl("scale_shift", TORCH_BOX(&scale_shift));
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("pool2d", TORCH_BOX(&pool2d));
-  m.impl("run", TORCH_BOX(&run));
+  m.impl("upsample2d", TORCH_BOX(&upsample2d));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("unchanged", TORCH_BOX(&unchanged));
   m.impl("to_layout", TORCH_BOX(&to_layout));

@@ -7,6 +7,8 @@
 namespace convselect::CONVSELECT_ISA {
 namespace {
 
+bool one_by_one(const Problem& p) { return p.taps() == 1 && p.ph == 0 && p.pw == 0 && ungrouped(p); }
+
 int64_t packed_nhwc(const Problem& p) { return ColumnGroups(p.oc).packed_floats(p.ic); }
 
 // packed  [group][ic][registers][VL], from weight [oc, ic, 1, 1]
@@ -109,8 +111,8 @@ void run_nchw(const Call& call) {
 }  // namespace
 
 const Kernel pointwise_kernels[] = {
-    {"pointwise_nhwc", true, true, packed_nhwc, pack_nhwc, no_workspace, run_nhwc},
-    {"pointwise_nchw", false, false, packed_nchw, pack_nchw, workspace_nchw, run_nchw},
+    {"pointwise_nhwc", true, true, one_by_one, packed_nhwc, pack_nhwc, no_workspace, run_nhwc},
+    {"pointwise_nchw", false, false, one_by_one, packed_nchw, pack_nchw, workspace_nchw, run_nchw},
 };
 const int pointwise_count = sizeof(pointwise_kernels) / sizeof(Kernel);
 

@@ -84,87 +84,122 @@ struct Reader {
     return static_cast<float>(value);
   }
   float* address() {
-    constexpr int64_t OFFSET = (int64_t{1} << 48) - 1;
-    const int64_t packed = number();
-    return reinterpret_cast<float*>(bases[packed >> 48] + (packed & OFFSET));
+    const Address at(number());
+    return reinterpret_cast<float*>(bases ? reinterpret_cast<uint64_t>(bases[at.base()]) + at.offset() : at.word);
   }
 };
 
-void run(Step kind, Reader r, const KernelTable& table, const Parallel& parallel) {
-  switch (kind) {
-    case Step::conv: {
-      const Kernel& kernel = table.rows[r.number()];
-      Call c{};
-      int64_t* const fields[] = {&c.p.mb, &c.p.ic, &c.p.ih, &c.p.iw, &c.p.oc, &c.p.kh, &c.p.kw,
-                                 &c.p.sh, &c.p.sw, &c.p.ph, &c.p.pw, &c.p.dh, &c.p.dw, &c.p.g};
-      for (int64_t* field : fields) *field = r.number();
-      c.src = r.address();
-      c.packed = r.address();
-      c.dst = r.address();
-      c.dst_stride = r.number();
-      c.workspace = r.address();
-      c.epilogue.bias = r.address();
-      c.epilogue.residual = r.address();
-      c.epilogue.act = static_cast<Act>(r.number());
-      c.epilogue.alpha = r.real();
-      c.epilogue.beta = r.real();
-      c.parallel = parallel;
-      return kernel.run(c);
-    }
-    case Step::to_layout: {
-      const bool nhwc = r.number();
-      const int64_t mb = r.number(), channels = r.number(), pixels = r.number();
-      const float* src = r.address();
-      return (nhwc ? table.to_nhwc : table.to_nchw)(src, r.address(), mb, channels, pixels, parallel);
-    }
-    case Step::scale_shift: {
-      ScaleShift s{};
-      s.mb = r.number();
-      s.channels = r.number();
-      s.pixels = r.number();
-      s.nhwc = r.number();
-      s.src = r.address();
-      s.scale = r.address();
-      s.shift = r.address();
-      s.addend = r.address();
-      s.dst = r.address();
-      s.src_stride = r.number();
-      s.dst_stride = r.number();
-      s.scale_stride = r.number();
-      s.act = static_cast<Act>(r.number());
-      s.alpha = r.real();
-      s.beta = r.real();
-      return table.scale_shift(s, parallel);
-    }
-    case Step::linear: {
-      Linear l{};
-      l.m = r.number();
-      l.n = r.number();
-      l.k = r.number();
-      l.src = r.address();
-      l.weight = r.address();
-      l.bias = r.address();
-      l.dst = r.address();
-      l.act = static_cast<Act>(r.number());
-      l.alpha = r.real();
-      l.beta = r.real();
-      return table.linear(l, parallel);
-    }
-    case Step::pool: {
-      Pool p{};
-      int64_t* const fields[] = {&p.mb, &p.channels, &p.ih, &p.iw, &p.oh, &p.ow, &p.kh,
-                                 &p.kw, &p.sh,       &p.sw, &p.ph, &p.pw, &p.dh, &p.dw};
-      for (int64_t* field : fields) *field = r.number();
-      p.max = r.number();
-      p.include_pad = r.number();
-      p.divisor = r.number();
-      p.src = r.address();
-      p.dst = r.address();
-      p.dst_stride = r.number();
-      return table.pool(p, parallel);
-    }
-  }
+Step conv(Reader& r) {
+  Conv step{};
+  step.kernel = r.number();
+  Problem& p = step.call.p;
+  int64_t* const fields[] = {&p.mb, &p.ic, &p.ih, &p.iw, &p.oc, &p.kh, &p.kw,
+                             &p.sh, &p.sw, &p.ph, &p.pw, &p.dh, &p.dw, &p.g};
+  for (int64_t* field : fields) *field = r.number();
+  Call& c = step.call;
+  c.src = r.address();
+  c.packed = r.address();
+  c.dst = r.address();
+  c.dst_stride = r.number();
+  c.workspace = r.address();
+  c.epilogue.bias = r.address();
+  c.epilogue.residual = r.address();
+  c.epilogue.act = static_cast<Act>(r.number());
+  c.epilogue.alpha = r.real();
+  c.epilogue.beta = r.real();
+  return step;
 }
+
+Step to_layout(Reader& r) {
+  ToLayout t{};
+  t.nhwc = r.number();
+  t.mb = r.number();
+  t.channels = r.number();
+  t.pixels = r.number();
+  t.src = r.address();
+  t.dst = r.address();
+  return t;
+}
+
+Step scale_shift(Reader& r) {
+  ScaleShift s{};
+  s.mb = r.number();
+  s.channels = r.number();
+  s.pixels = r.number();
+  s.nhwc = r.number();
+  s.src = r.address();
+  s.scale = r.address();
+  s.shift = r.address();
+  s.addend = r.address();
+  s.dst = r.address();
+  s.src_stride = r.number();
+  s.dst_stride = r.number();
+  s.scale_stride = r.number();
+  s.act = static_cast<Act>(r.number());
+  s.alpha = r.real();
+  s.beta = r.real();
+  return s;
+}
+
+Step linear(Reader& r) {
+  Linear l{};
+  l.m = r.number();
+  l.n = r.number();
+  l.k = r.number();
+  l.src = r.address();
+  l.weight = r.address();
+  l.bias = r.address();
+  l.dst = r.address();
+  l.act = static_cast<Act>(r.number());
+  l.alpha = r.real();
+  l.beta = r.real();
+  return l;
+}
+
+Step pool(Reader& r) {
+  Pool p{};
+  int64_t* const fields[] = {&p.mb, &p.channels, &p.ih, &p.iw, &p.oh, &p.ow, &p.kh,
+                             &p.kw, &p.sh,       &p.sw, &p.ph, &p.pw, &p.dh, &p.dw};
+  for (int64_t* field : fields) *field = r.number();
+  p.max = r.number();
+  p.include_pad = r.number();
+  p.divisor = r.number();
+  p.src = r.address();
+  p.dst = r.address();
+  p.dst_stride = r.number();
+  return p;
+}
+
+Step upsample(Reader& r) {
+  Upsample u{};
+  int64_t* const fields[] = {&u.mb, &u.channels, &u.ih, &u.iw, &u.oh, &u.ow};
+  for (int64_t* field : fields) *field = r.number();
+  u.linear = r.number();
+  u.align_corners = r.number();
+  u.step_h = r.real();
+  u.step_w = r.real();
+  u.src = r.address();
+  u.dst = r.address();
+  u.dst_stride = r.number();
+  return u;
+}
+
+struct Run {
+  const KernelTable& table;
+  const Parallel& parallel;
+
+  void operator()(Conv& c) const {
+    c.call.parallel = parallel;
+    table.rows[c.kernel].run(c.call);
+  }
+  void operator()(const ToLayout& t) const {
+    (t.nhwc ? table.to_nhwc : table.to_nchw)(t.src, t.dst, t.mb, t.channels, t.pixels, parallel);
+  }
+  void operator()(const ScaleShift& s) const { table.scale_shift(s, parallel); }
+  void operator()(const Linear& l) const { table.linear(l, parallel); }
+  void operator()(const Pool& p) const { table.pool(p, parallel); }
+  void operator()(const Upsample& u) const { table.upsample(u, parallel); }
+};
 
 int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -180,10 +215,11 @@ struct Program {
   Parallel parallel;
 
   void run_all() const {
-    const int64_t* step = steps;
-    for (int64_t i = 0; i < count; ++i, step += step[1]) {
+    const int64_t* word = steps;
+    for (int64_t i = 0; i < count; ++i) {
       const int64_t start = nanoseconds ? now() : 0;
-      run(static_cast<Step>(step[0]), {step + 2, bases}, *table, parallel);
+      Step step = decode(word, bases);
+      std::visit(Run{*table, parallel}, step);
       if (nanoseconds) nanoseconds[i] = now() - start;
     }
   }
@@ -191,11 +227,20 @@ struct Program {
 
 }  // namespace
 
+Step decode(const int64_t*& word, char* const* bases) {
+  static Step (*const kinds[])(Reader&) = {conv, to_layout, scale_shift, linear, pool, upsample};
+  static_assert(sizeof kinds / sizeof *kinds == std::variant_size_v<Step>);
+  Reader r{word + 2, bases};
+  Step step = kinds[word[0]](r);
+  word = r.word;
+  return step;
+}
+
 void execute(const int64_t* steps, int64_t count, char* const* bases, const KernelTable& table,
              const Parallel& parallel, int64_t* nanoseconds) {
   Program program{steps, count, bases, &table, nanoseconds, parallel};
-  if (parallel.threads == 1) return program.run_all();
-  if (parallel.threads > Team::MOST) program.parallel.threads = Team::MOST;
+  // Of more threads than a team has, each kernel enters a region of its own.
+  if (parallel.threads == 1 || parallel.threads > Team::MOST) return program.run_all();
   program.parallel.loop = [](int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
     team->loop(n, body, context);
   };

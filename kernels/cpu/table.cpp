@@ -4,6 +4,7 @@
 #include "pool.h"
 #include "scale_shift.h"
 #include "transform.h"
+#include "upsample.h"
 
 namespace convselect::CONVSELECT_ISA {
 namespace {
@@ -34,7 +35,7 @@ const KernelTable& table() {
     int count = 0;
     for (const Family& family : families)
       for (int i = 0; i < family.count && count < CAPACITY; ++i) rows[count++] = family.rows[i];
-    return KernelTable{rows, count, to_nhwc, to_nchw, scale_shift, linear, pool};
+    return KernelTable{rows, count, to_nhwc, to_nchw, scale_shift, linear, pool, upsample};
   }();
   return built;
 }

@@ -28,6 +28,7 @@ constexpr int VL = CONVSELECT_VL;  // floats in a register
 typedef float Vec __attribute__((vector_size(CONVSELECT_VL * 4)));
 typedef float VecU __attribute__((vector_size(CONVSELECT_VL * 4), aligned(4), may_alias));
 typedef int32_t VecI __attribute__((vector_size(CONVSELECT_VL * 4)));
+typedef double VecD __attribute__((vector_size(CONVSELECT_VL * 8)));  // as many lanes, in two registers
 
 CS_INLINE Vec load(const float* from) { return *reinterpret_cast<const VecU*>(from); }
 CS_INLINE void store(float* to, Vec value) { *reinterpret_cast<VecU*>(to) = value; }

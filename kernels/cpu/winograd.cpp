@@ -45,6 +45,12 @@ struct Tiling {
         groups(p.oc) {}
 };
 
+template <class F>
+bool takes(const Problem& p) {
+  const bool dense = p.sh == 1 && p.sw == 1 && p.dh == 1 && p.dw == 1;
+  return p.kh == F::Y::TAPS && p.kw == F::X::TAPS && dense && ungrouped(p);
+}
+
 // packed  [group][xi][ic][registers of the group][VL]; the group is a `ColumnGroups` one
 template <class F>
 int64_t packed_floats(const Problem& p) {
@@ -422,15 +428,15 @@ void run_lean(const Call& call) {
 // Rows of the table.
 template <class F>
 constexpr Kernel fused(const char* name) {
-  return {name, true, true, packed_floats<F>, pack<F>, fused_workspace<F>, run_fused<F>};
+  return {name, true, true, takes<F>, packed_floats<F>, pack<F>, fused_workspace<F>, run_fused<F>};
 }
 template <class F>
 constexpr Kernel staged(const char* name) {
-  return {name, true, true, packed_floats<F>, pack<F>, staged_workspace<F>, run_staged<F>};
+  return {name, true, true, takes<F>, packed_floats<F>, pack<F>, staged_workspace<F>, run_staged<F>};
 }
 template <class F>
 constexpr Kernel lean(const char* name) {
-  return {name, true, true, lean_packed_floats<F>, lean_pack<F>, lean_workspace<F>, run_lean<F>};
+  return {name, true, true, takes<F>, lean_packed_floats<F>, lean_pack<F>, lean_workspace<F>, run_lean<F>};
 }
 
 template <int M, int R>

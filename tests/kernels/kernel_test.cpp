@@ -168,6 +168,7 @@ void convolutions(const KernelTable& table) {
       check(false, "not a line this test knows");
       continue;
     }
+    check(kernels[name]->takes(p), "the primitive takes it, the kernel does not");
     data.make(p);
     Tally& tally = tallies[name];
     const int64_t turn = tally.problems++;  // each kernel meets each variant
@@ -246,13 +247,17 @@ void others(const KernelTable& table) {
 void pooling(const KernelTable& table) {
   Random random(3);
   for (int64_t channels : {1, 5, 16, 33, 70})
-    for (int64_t turn = 0; turn < 96; ++turn) {
+    for (int64_t turn = 0; turn < 100; ++turn) {
       Pool p{};
       p.max = turn % 2, p.include_pad = turn / 2 % 2, p.divisor = turn % 7 == 0 ? 5 : 0;
       p.mb = 1 + turn % 2, p.channels = channels, p.ih = 5 + turn % 5, p.iw = 6 + turn % 3;
       p.kh = 1 + turn % 4, p.kw = 1 + turn % 3, p.sh = 1 + turn / 4 % 2, p.sw = 1 + turn / 8 % 3;
       p.ph = p.kh / 2 * (turn / 16 % 2), p.pw = p.kw / 2 * (turn / 32 % 2);
       p.dh = p.max ? 1 + turn / 4 % 2 : 1, p.dw = p.max ? 1 + turn / 8 % 2 : 1;
+      if (turn >= 96) {  // of many taps
+        p.max = p.ph = p.pw = 0, p.dh = p.dw = 1;
+        p.kh = p.ih = 29 + turn % 4, p.kw = p.iw = 55 + 2 * (turn % 4);
+      }
       p.oh = (p.ih + 2 * p.ph - p.dh * (p.kh - 1) - 1) / p.sh + 1;
       p.ow = (p.iw + 2 * p.pw - p.dw * (p.kw - 1) - 1) / p.sw + 1;
       if (p.dh * (p.kh - 1) >= p.ih + 2 * p.ph || p.dw * (p.kw - 1) >= p.iw + 2 * p.pw) continue;

@@ -14,13 +14,17 @@ from convselect.problem import ConvProblem
 
 
 class GpuConvolution(TorchConvolution):
-    """`torch.conv2d` on a GPU. torch's own switches decide whether cuDNN times its algorithms, and on TF32."""
+    """`torch.conv2d` on a GPU. torch's own switches decide whether cuDNN times its algorithms, and on TF32.
+
+    Some of cuDNN's algorithms are Winograd's, and which one it takes it does not say: it is not "strict".
+    """
 
     device = "cuda"
 
     def __init__(self, family: str, layout: Layout) -> None:
         self.family, self.name = family, f"{family}_{layout}" if family == "cudnn" else f"{family}_cuda_{layout}"
         super().__init__(layout)
+        self.accuracy = "default" if family == "cudnn" else "strict"
         self.error_bound = EXACT_BOUNDS["float32"]
 
     def error_bound_at(self, precision: str) -> float:

@@ -37,7 +37,11 @@ def mergeable(p: ConvProblem) -> str | None:
 
 
 class Merged(ImplicitGemm):
-    """The weights of the merged groups are the blocks of a diagonal: zeros times what is not finite spread NaN."""
+    """The weights of the merged groups are the blocks of a diagonal: zeros times what is not finite spread NaN, and so
+    it is not "strict".
+    """
+
+    accuracy = "default"
 
     def _merge(self, p: ConvProblem) -> ConvProblem:
         return replace(p, g=p.g // merged_groups(p))

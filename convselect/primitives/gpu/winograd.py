@@ -10,7 +10,7 @@ from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, rou
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS, Machine
 from convselect.primitive import register
-from convselect.primitives.gpu.base import HALF, TritonPrimitive, element_bytes, on_matrix_units
+from convselect.primitives.gpu.base import TritonPrimitive, element_bytes, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.primitives.winograd import dense, only
 from convselect.problem import ConvProblem
@@ -20,21 +20,19 @@ _ALIGNED = 16
 
 class Winograd(TritonPrimitive):
     """F(m x m, 3 x 3). F(4, 3) magnifies the rounding of factors too much for half precision and for TF32, so that it
-    computes in float32 where TF32 is allowed too.
+    computes in float32 where TF32 is allowed too. Neither is "strict": see the CPU's.
     """
 
+    accuracy = "default"
     tile: Tile
 
-    def __init__(self, m: int, tile: Tile, accuracy: str, bounds: Mapping[str, float]) -> None:
-        self.m, self.tile, self.accuracy, self.bounds = m, tile, accuracy, bounds
+    def __init__(self, m: int, tile: Tile, bounds: Mapping[str, float]) -> None:
+        self.m, self.tile, self.bounds = m, tile, bounds
         self.precisions = tuple(precision for precision in PRECISIONS if precision in bounds)
         rules = (only(3, 3), dense, ungrouped)
         super().__init__(
             f"winograd_f{m}x{m}_3x3_{tile.rows}x{tile.columns}_nhwc", "winograd", Layout.NHWC, Layout.NHWC, rules
         )
-
-    def accuracy_at(self, precision: str) -> str:
-        return "default" if precision in HALF else self.accuracy
 
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int, int]:
         return (self.m + 2) ** 2, round_up(problem.ic, _ALIGNED), round_up(problem.oc, _ALIGNED)
@@ -64,8 +62,8 @@ _F2 = {"float32": 2e-6, "tf32": 4e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
 _F4 = {"float32": 5e-6, "tf32": 5e-6}
 
 register(
-    Winograd(2, Tile(128, 64, 4, 4), "strict", _F2),
-    Winograd(2, Tile(64, 64, 4, 4), "strict", _F2),
-    Winograd(4, Tile(128, 64, 4, 4), "default", _F4),
-    Winograd(4, Tile(64, 64, 4, 4), "default", _F4),
+    Winograd(2, Tile(128, 64, 4, 4), _F2),
+    Winograd(2, Tile(64, 64, 4, 4), _F2),
+    Winograd(4, Tile(128, 64, 4, 4), _F4),
+    Winograd(4, Tile(64, 64, 4, 4), _F4),
 )

@@ -1,0 +1,357 @@
+"""Programs as words: a wrong one raises, and one that `convselect::verify` lets pass touches only what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import pytest
+import torch
+from made_up import choose
+from torch import nn
+from torch.nn import functional as F
+
+import convselect
+from convselect.graph.program import Program, Segment
+from convselect.graph.steps import STEPS
+from convselect.machine import cpu
+from convselect.primitive import primitives
+from convselect.primitives.kernel import KernelPrimitive
+from convselect.problem import ConvProblem
+from convselect.runtime import run_graphs
+
+OPS = torch.ops.convselect
+HEADER = 5
+"""Words before the shapes of inputs and outputs: threads, floats of the arena, inputs, outputs, steps."""
+SIZE = (2, 3, 12, 13)
+
+
+class Net(nn.Module):
+    """Of each kind of step some, with each operand that they can have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), conv(16, 8)
+        self.norm, self.last = nn.BatchNorm2d(24), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.squeeze, self.fc = nn.Conv2d(24, 24, 1), nn.Linear(24, 7)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = F.relu(self.stem(x))
+        y = F.relu(self.a(y) + y)
+        y = F.relu(self.norm(torch.cat([F.max_pool2d(y, 3, 1, 1), self.b(y)], 1)))
+        y = self.last(y * torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))) + y
+        return y, self.fc(F.interpolate(y, scale_factor=2).mean((2, 3)))
+
+
+def conv(ic: int, oc: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(ic, oc, 3, padding=1, bias=False), nn.SiLU())
+
+
+@lru_cache(maxsize=1)
+def real() -> Program:
+    """By kernels of ours alone, whatever this machine would choose."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        choose(patch, "direct_nhwc", "depthwise_nhwc")
+        fast = convselect.compile(Net().eval(), calibrate="never", strict=True)
+        (run,) = run_graphs(fast, [torch.randn(SIZE)])
+    nodes = [node.target for node in run.graph.module.graph.nodes]
+    programs = [p for s in nodes if isinstance(s, Segment) for p in s._programs[1].values()]
+    return max(programs, key=lambda program: len(program.layers))
+
+
+def records(words: list[int]) -> Iterator[tuple[int, int]]:
+    """Where each record begins, and how long it is."""
+    at = HEADER
+    for _ in range(words[2] + words[3]):
+        at += 1 + 2 * words[at]
+    while at < len(words):
+        yield at, words[at + 1]
+        at += words[at + 1]
+
+
+def passes(words: list[int], constants: tuple[torch.Tensor, ...]) -> bool:
+    try:
+        OPS.verify(torch.tensor(words), constants)
+    except RuntimeError:
+        return False
+    return True
+
+
+class Fence:
+    """Floats between two regions that must not change."""
+
+    GUARD, PATTERN = 1024, 12345.0
+
+    def __init__(self, floats: int, fill: float) -> None:
+        self.whole = torch.full((floats + 2 * self.GUARD,), self.PATTERN)
+        self.inner = self.whole[self.GUARD : self.GUARD + floats].fill_(fill)
+
+    def intact(self) -> bool:
+        return bool(
+            (self.whole[: self.GUARD] == self.PATTERN).all() and (self.whole[-self.GUARD :] == self.PATTERN).all()
+        )
+
+
+def run_inside(words: list[int], program: Program) -> None:
+    """Runs what was let pass: it may give wrong values, but only where it may write at all."""
+    arena, inputs, at = Fence(words[1], 0.5), [], HEADER
+    for _ in range(words[2]):
+        dim = words[at]
+        sizes, strides = words[at + 1 : at + 1 + dim], words[at + 1 + dim : at + 1 + 2 * dim]
+        floats = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        inputs.append(torch.ones(max(floats, 0)).as_strided(sizes, strides))
+        at += 1 + 2 * dim
+    constants = [constant.clone() for constant in program.constants]
+    OPS.run(torch.tensor(words), arena.inner, inputs, None)
+    assert arena.intact()
+    assert all(bool((x == 1).all()) for x in inputs)
+    assert all(map(torch.equal, constants, program.constants))
+
+
+def test_a_real_program_has_every_kind_of_step_and_passes() -> None:
+    words = real().words.tolist()
+    assert {STEPS[words[at]] for at, _ in records(words)} == set(STEPS)
+    assert passes(words, real().constants)
+    run_inside(words, real())
+
+
+def wrong(word: int, base: int) -> Iterator[int]:
+    """Values near and far from a right one; `base` is the number of the last base."""
+    yield from (word + 1, word - 1, 2 * word, 2 * word + 1, 0, 1, -1, 2**31, 2**40, 2**62, -(2**63), 2**63 - 1)
+    yield from (word + 4, word - 4, word + 64, word - 64, word + 2**20)
+    yield from ((b << 48 | word & (2**48 - 1)) for b in (0, 1, 2, base, base + 1, 2**15 - 1))
+    yield from ((b << 48) for b in (1, 2, base))
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_each_wrong_word_raises_or_stays_inside(kind: str) -> None:
+    """In the first and the last record of the kind, as those of the others differ in their numbers only."""
+    program = real()
+    words = program.words.tolist()
+    found = [(at, length) for at, length in records(words) if STEPS[words[at]] == kind]
+    raised = 0
+    for at, length in {found[0], found[-1]}:
+        for i in range(at, at + length):
+            for value in set(wrong(words[i], 1 + words[2] + words[3])) - {words[i]}:
+                if not -(2**63) <= value < 2**63:
+                    continue
+                changed = [*words[:i], value, *words[i + 1 :]]
+                if passes(changed, program.constants):
+                    assert i >= at + 2, "the kind or the length of a record"
+                    run_inside(changed, program)
+                else:
+                    raised += 1
+    assert raised > 100
+
+
+def test_each_wrong_word_of_the_head_raises_or_stays_inside(set_threads: Callable[[int], None]) -> None:
+    program = real()
+    words = program.words.tolist()
+    first = next(records(words))[0]
+    for i in range(first):
+        for value in {words[i] + 1, words[i] - 1, 2 * words[i], 0, -1, 2**40, 2**62} - {words[i]}:
+            changed = [*words[:i], value, *words[i + 1 :]]
+            if passes(changed, program.constants) and value < 2**20:  # else there is not the memory for it
+                set_threads(changed[0])
+                run_inside(changed, program)
+
+
+@pytest.mark.parametrize("words", [0, 4, 6, 20, -1])
+def test_a_program_that_ends_early_raises(words: int) -> None:
+    with pytest.raises(RuntimeError, match="program"):
+        OPS.verify(real().words[:words], real().constants)
+
+
+def test_constants_that_are_not_there_raise() -> None:
+    with pytest.raises(RuntimeError, match="is in no constant"):
+        OPS.verify(real().words, [])
+    for i, constant in enumerate(real().constants):  # each is read whole
+        constants = list(real().constants)
+        constants[i] = constant.reshape(-1)[:-1]
+        with pytest.raises(RuntimeError, match=r"packed|bias|scale|shift"):
+            OPS.verify(real().words, constants)
+
+
+# --- each rule, by a program of one step
+
+
+PROBLEM = ConvProblem(mb=2, g=1, ic=4, ih=5, iw=6, oc=8, kh=3, kw=3, ph=1, pw=1)
+ARENA = 1 << 14
+SRC, DST = 2 << 48, 3 << 48  # the only input and output
+PACKED = torch.zeros(64 * 1024)
+AT = PACKED.data_ptr()
+
+
+def kernel_of(name: str) -> int:
+    (found,) = (k.kernel for k in primitives() if isinstance(k, KernelPrimitive) and k.name == name)
+    return found
+
+
+def fields(kind: str) -> dict[str, int]:
+    p = PROBLEM
+    activation = {"act": 0, "alpha": 0, "beta": 0}
+    windows = {"kh": 3, "kw": 3, "sh": 1, "sw": 1, "ph": 1, "pw": 1, "dh": 1, "dw": 1}
+    return {
+        "conv": {
+            "kernel": kernel_of("direct_nhwc"), "mb": p.mb, "ic": p.ic, "ih": p.ih, "iw": p.iw, "oc": p.oc,
+            "kh": p.kh, "kw": p.kw, "sh": p.sh, "sw": p.sw, "ph": p.ph, "pw": p.pw, "dh": p.dh, "dw": p.dw, "g": p.g,
+            "src": SRC, "packed": AT, "dst": DST, "dst_stride": p.oc, "workspace": 1 << 48, "bias": AT, "residual": 0,
+            **activation,
+        },
+        "to_layout": {"nhwc": 1, "mb": 2, "channels": 4, "pixels": 30, "src": SRC, "dst": DST},
+        "scale_shift": {
+            "mb": 2, "channels": 4, "pixels": 30, "nhwc": 1, "src": SRC, "scale": AT, "shift": AT, "addend": 0,
+            "dst": DST, "src_stride": 4, "dst_stride": 4, "scale_stride": 0, **activation,
+        },
+        "linear": {"m": 2, "n": 7, "k": 120, "src": SRC, "weight": AT, "bias": AT, "dst": DST, **activation},
+        "pool": {
+            "mb": 2, "channels": 4, "ih": 5, "iw": 6, "oh": 5, "ow": 6, **windows, "max": 1, "include_pad": 0,
+            "divisor": 0, "src": SRC, "dst": DST, "dst_stride": 4,
+        },
+        "upsample": {
+            "mb": 2, "channels": 4, "ih": 5, "iw": 6, "oh": 10, "ow": 6, "linear": 1, "align_corners": 0, "step_h": 0,
+            "step_w": 0, "src": SRC, "dst": DST, "dst_stride": 4,
+        },
+    }[kind]  # fmt: skip
+
+
+def verify(kind: str, **changed: int) -> None:
+    """A program of one step between an input f32 [2, 4, 5, 6] and an output f32 [2, 8, 5, 6], both in NHWC."""
+    step = {**fields(kind), **changed}
+    head = [cpu().threads, ARENA, 1, 1, 1, 4, 2, 4, 5, 6, 120, 1, 24, 4, 4, 2, 8, 5, 6, 240, 1, 48, 8]
+    OPS.verify(torch.tensor([*head, STEPS.index(kind), len(step) + 2, *step.values()]), [PACKED])
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_right_step_passes(kind: str) -> None:
+    verify(kind)
+
+
+NAN = 0x7FF8 << 48  # as the bits of a double
+
+WRONG: list[tuple[str, dict[str, int], str]] = [
+    ("upsample", {"oh": 0}, "a height or width is 0, must be at least 1"),
+    ("upsample", {"iw": 2**31}, "a height or width is 2147483648"),
+    ("upsample", {"step_w": NAN}, "a step is -?nan, must be finite"),
+    ("upsample", {"ih": 6}, "src, 288 floats from 0 on, is not inside of base 2, which has 240"),
+    ("upsample", {"oh": 11}, "dst, 528 floats from 0 on, is not inside of base 3, which has 480"),
+    ("upsample", {"dst_stride": 3}, "the stride of dst is 3, must be at least 4"),
+    ("conv", {"kernel": 10**6}, "kernel is 1000000, must be below"),
+    ("conv", {"kernel": -1}, "kernel is -1"),
+    ("conv", {"kernel": kernel_of("pointwise_nhwc")}, "pointwise_nhwc does not take mb2_g1ic4ih5iw6oc8oh5ow6kh3kw3"),
+    ("conv", {"kernel": kernel_of("winograd_f2x2_3x3_nhwc"), "sh": 2}, "does not take"),
+    ("conv", {"mb": 0}, "mb is 0, must be at least 1"),
+    ("conv", {"sw": 0}, "sw is 0, must be at least 1"),
+    ("conv", {"ph": -1}, "ph is -1, must be at least 0"),
+    ("conv", {"g": 3}, "g is 3, must divide ic=4 and oc=8"),
+    ("conv", {"kh": 8}, r"the kernel 8x3 \(dilation 1x1\) does not fit into 5x6 padded by 1x1"),
+    ("conv", {"ih": 2**39, "iw": 2**39}, "multiply to more than 2\\^40"),
+    ("conv", {"sh": 2**40, "sw": 2**40}, "multiply to more than 2\\^40"),
+    ("conv", {"src": SRC + 4}, "src, 240 floats from 1 on, is not inside of base 2, which has 240"),
+    ("conv", {"src": 4 << 48}, "the base of src is 4, must be at most 3"),
+    ("conv", {"src": SRC + 2}, "src is at byte 2, must be aligned to 4"),
+    ("conv", {"packed": AT + 4 * PACKED.numel() - 4}, "packed, .* is in no constant"),
+    ("conv", {"packed": 0}, "packed, .* is in no constant"),
+    ("conv", {"bias": 8}, "bias, 8 floats at 0x8, is in no constant"),
+    ("conv", {"dst": DST + 4}, "dst, 480 floats from 1 on, is not inside of base 3, which has 480"),
+    ("conv", {"dst": SRC, "src": DST}, "dst, 480 floats from 0 on, is not inside of base 2"),
+    ("conv", {"dst": AT}, "dst is written and at an absolute address"),
+    ("conv", {"dst_stride": 7}, "the stride of dst is 7, must be at least 8"),
+    ("conv", {"dst_stride": 9}, "dst, .* is not inside of base 3"),
+    ("conv", {"workspace": (1 << 48) + 4}, "workspace is at byte 4, must be aligned to 64"),
+    ("conv", {"workspace": (1 << 48) + 4 * ARENA}, "workspace, .* is not inside of base 1, which has 16384"),
+    ("conv", {"workspace": DST}, "workspace and dst overlap|dst and workspace overlap|workspace, .* is not inside"),
+    ("conv", {"dst": 1 << 48, "workspace": 1 << 48}, "dst and workspace overlap"),
+    ("conv", {"residual": DST}, "dst and residual overlap"),
+    ("conv", {"act": 10}, "activation is 10, must be an index of ACTIVATIONS"),
+    ("conv", {"act": 2**32}, "activation is 4294967296"),
+    ("to_layout", {"pixels": 31}, "src, 248 floats"),
+    ("to_layout", {"mb": 0}, "mb is 0"),
+    ("to_layout", {"channels": -4, "pixels": -30}, "channels is -4"),
+    ("to_layout", {"dst": SRC}, "dst is written and in base 2, which is an input"),
+    ("to_layout", {"src": DST, "dst": DST + 4}, "dst and src overlap"),
+    ("scale_shift", {"pixels": 31}, "src, .* is not inside of base 2"),
+    ("scale_shift", {"src_stride": 5}, "src, .* is not inside of base 2"),
+    ("scale_shift", {"src_stride": 0}, "the stride of src is 0, must be at least 4"),
+    ("scale_shift", {"dst_stride": 3}, "the stride of dst is 3, must be at least 4"),
+    ("scale_shift", {"dst_stride": -4}, "the stride of dst is -4"),
+    ("scale_shift", {"scale_stride": 1}, "the stride of scale is 1, must be at least 4"),
+    ("scale_shift", {"scale": AT + 4 * PACKED.numel(), "scale_stride": 4}, "scale, 8 floats at"),
+    ("scale_shift", {"shift": 64}, "shift, 4 floats at 0x40, is in no constant"),
+    ("scale_shift", {"addend": SRC + 4}, "addend, 240 floats from 1 on, is not inside of base 2"),
+    ("scale_shift", {"dst": DST, "src": DST + 4}, "dst and src overlap"),
+    ("scale_shift", {"src": DST, "src_stride": 8, "dst": DST + 12, "dst_stride": 8}, "dst and src overlap"),
+    ("scale_shift", {"act": -1}, "activation is -1"),
+    ("linear", {"m": 0}, "m is 0, must be at least 1"),
+    ("linear", {"m": 3}, "src, 360 floats from 0 on, is not inside of base 2"),
+    ("linear", {"n": 600, "weight": AT}, "dst, 1200 floats|weight, 72000 floats"),
+    ("linear", {"k": 2**39, "n": 2**39}, "multiply to more than 2\\^40"),
+    ("linear", {"bias": SRC + 4 * 234}, "bias, 7 floats from 234 on, is not inside of base 2"),
+    ("linear", {"act": 11}, "activation is 11"),
+    ("pool", {"iw": 7}, "src, 280 floats from 0 on, is not inside of base 2"),
+    ("pool", {"kh": 0}, "kh is 0, must be at least 1"),
+    ("pool", {"ph": 3}, "a window lies outside of src: ih is 5, with 5 windows of 3, stride 1, padding 3"),
+    ("pool", {"oh": 7}, "a window lies outside of src: ih is 5, with 7 windows of 3, stride 1, padding 1"),
+    ("pool", {"divisor": -1}, "divisor is -1, must be at least 0"),
+    ("pool", {"dst_stride": 2}, "the stride of dst is 2, must be at least 4"),
+    ("pool", {"dst": DST + 4 * 241 + 4 * 120}, "dst, 240 floats from 361 on, is not inside of base 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changed", "message"), WRONG, ids=lambda x: str(x)[:60])
+def test_a_wrong_step_is_named(kind: str, changed: dict[str, int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"step 0 \({kind}\): .*({message})"):
+        verify(kind, **changed)
+
+
+def test_channels_of_one_tensor_may_be_read_and_written_side_by_side() -> None:
+    verify("scale_shift", src=DST, src_stride=8, dst=DST + 16, dst_stride=8)
+    verify("scale_shift", src=DST, dst=DST)
+    verify("scale_shift", src=DST, src_stride=8, dst=DST, dst_stride=8)
+
+
+def test_what_is_read_may_be_an_input_or_the_arena_too() -> None:
+    verify("linear", src=1 << 48, weight=1 << 48, bias=SRC)
+    verify("conv", residual=(1 << 48) + 4 * (ARENA - 480))
+
+
+# --- what `run` looks at in each call
+
+
+@torch.inference_mode()
+def test_invalid_programs_are_refused() -> None:
+    run, x = torch.ops.convselect.run, torch.zeros(1, 2, 3, 3)
+    threads = torch.get_num_threads()
+    arena = torch.zeros(16)
+    header = [threads, 16, 1, 0, 0, 4, *x.shape, *x.stride()]
+    assert run(torch.tensor(header), arena, [x], None) == []
+    with pytest.raises(RuntimeError, match=f"{threads + 1} threads"):
+        run(torch.tensor([threads + 1, *header[1:]]), arena, [x], None)
+    with pytest.raises(RuntimeError, match="arena has 16 elements, the program needs 17"):
+        run(torch.tensor([threads, 17, *header[2:]]), arena, [x], None)
+    with pytest.raises(RuntimeError, match="there are 0 inputs"):
+        run(torch.tensor(header), arena, [], None)
+    with pytest.raises(RuntimeError, match="an input has size 4 in dimension 3, the program expects 3"):
+        run(torch.tensor(header), arena, [torch.zeros(1, 2, 3, 4)], None)
+    with pytest.raises(RuntimeError, match="arena has 16 elements"):
+        run(torch.tensor(header), torch.zeros(32)[::2], [x], None)
+
+
+@pytest.mark.parametrize("change", ["channels_last", "a slice", "expanded", "transposed"])
+def test_an_input_of_other_strides_is_copied(change: str) -> None:
+    """As those of a traced value are not always what ATen's operator gives: nothing is read outside of it either."""
+    x = torch.randn(2, 3, 4, 5)
+    given = {
+        "channels_last": lambda: x.contiguous(memory_format=torch.channels_last),
+        "a slice": lambda: torch.cat([x, x], 3)[..., :5],
+        "expanded": lambda: x[:1].expand(2, -1, -1, -1),
+        "transposed": lambda: x.transpose(2, 3).contiguous().transpose(2, 3),
+    }[change]()
+    copy = [STEPS.index("scale_shift"), 17, 1, 1, x.numel(), 0, 2 << 48, 0, 0, 0, 3 << 48, 0, 0, 0, 0, 0, 0]
+    words = torch.tensor([torch.get_num_threads(), 0, 1, 1, 1, *(4, *x.shape, *x.stride()) * 2, *copy])
+    torch.ops.convselect.verify(words, [])
+    (got,) = torch.ops.convselect.run(words, torch.empty(0), [given], None)
+    assert torch.equal(got, given)
+    assert got.stride() == x.stride()
