@@ -12,21 +12,28 @@ NETWORKS ?= alexnet vgg11 vgg16 googlenet inception_v3 resnet18 resnet50 squeeze
 SETTINGS ?= 1x1,1x2,8x1,8x2
 BENCH_ARGS ?=
 ZOO_ARGS ?=
+# Tests run in so many processes, each with two threads (tests/conftest.py).
+TEST_WORKERS ?= 2
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
 KERNEL_SOURCES := $(wildcard kernels/cpu/*)
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test bench zoo lint format clean FORCE
+.PHONY: demo test check bench zoo lint format clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install $(STAMPS)/torchvision
 	$(BIN)/convselect demo
 
 test: lint $(STAMPS)/torchvision
-	$(BIN)/pytest
+	$(PYTEST)
+
+# For daily work, under two minutes: every test, with one in fifty of its cases, but for those that build or run much.
+check: lint $(STAMPS)/torchvision
+	$(PYTEST) --one-in 50 -m 'not slow and not heavy'
 
 bench: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/peers
 	$(BIN)/python benchmarks/run.py $(NETWORKS) --settings $(SETTINGS) $(BENCH_ARGS)

@@ -6,6 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+# Of each process, whatever the machine; threads that wait leave their processor to other processes.
+os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+
 import pytest
 import torch
 from clock import Clock

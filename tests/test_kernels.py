@@ -84,6 +84,7 @@ def small(problems: list[ConvProblem], macs: int) -> list[ConvProblem]:
     return [p for p in problems if p.flops <= 2 * macs]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MACHINE.isa == "neon", reason="is the processor at hand")
 def test_aarch64() -> None:
     missing = [tool for tool in (CROSS, EMULATOR) if shutil.which(tool) is None]

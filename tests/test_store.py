@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import threading
 import time
@@ -201,26 +200,6 @@ def test_a_read_only_directory_is_read_and_the_rest_lasts(folder: Path, monkeypa
     assert names(store.load(MACHINE)) == {"a", "b", "c"}
 
 
-def _save_many(cache: str, worker: int) -> None:
-    os.environ["CONVSELECT_CACHE"] = cache
-    for i in range(8):
-        store.save(MACHINE, samples(f"w{worker}_{i}"))
-
-
-def test_two_processes_saving_at_once_lose_nothing(folder: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_save_many, args=(str(folder), i)) for i in range(2)]
-    for worker in workers:
-        worker.start()
-    while any(worker.is_alive() for worker in workers):
-        if list(folder.glob("*.json")):
-            assert store.load(MACHINE) is not None
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert names(store.load(MACHINE)) == {f"w{w}_{i}" for w in range(2) for i in range(8)}
-
-
 def test_entries_and_clear(folder: Path) -> None:
     assert store.entries() == []
     store.save(MACHINE, samples("a", "b"))
@@ -231,6 +210,17 @@ def test_entries_and_clear(folder: Path) -> None:
     assert store.entries() == []
     assert store.load(MACHINE) is None
     assert not list(folder.glob("*.safetensors"))
+
+
+def test_what_a_killed_process_was_writing_is_removed(folder: Path) -> None:
+    store.save(MACHINE, samples("a"))
+    half = [folder / f".{path.name}.x7" for path in folder.iterdir() if path.suffix in (".json", ".safetensors")]
+    assert len(half) == 2
+    for clean in (lambda: store.save(MACHINE, samples("b")), store.clear):
+        for path in half:
+            path.write_bytes(b"half of")
+        clean()
+        assert not [path for path in half if path.exists()]
 
 
 def test_the_directory_is_the_users_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def pack(
     fold: GraphModule,
     prepacks: Sequence[Prepack | None],
     statics: Sequence[torch.Tensor],
-    into: Sequence[torch.Tensor] | None = None,
+    into: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The results of `fold`, each packed by its `prepacks[i]`; None copies, so that nothing aliases a weight.
 
@@ -111,7 +111,7 @@ def pack(
     """
     packing = _Packing(fold, prepacks, into)
     packing.run(*statics)
-    return tuple(packing.packed[position] for position in range(len(prepacks)))
+    return into or tuple(packing.packed[position] for position in range(len(prepacks)))
 
 
 class Constants:
