@@ -64,7 +64,7 @@ def check(part: str, name: str, core: int) -> Row:
 def run(part: str, name: str, core: int) -> Row:
     """What a process finds, or how it ended. Where times are taken it stays on that core."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    held = ["prlimit", f"--cpu={LIMIT_S}", *(["taskset", "-c", str(core)] if part == "times" else [])]
+    held = ["prlimit", f"--cpu={LIMIT_S}:{LIMIT_S + 10}", *(["taskset", "-c", str(core)] if part == "times" else [])]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
         process = subprocess.Popen(

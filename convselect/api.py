@@ -81,8 +81,7 @@ def compile(
     torch_compile: Callable[..., Callable[..., Any]] = torch.compile  # its stubs know only some of these
     watcher = Watcher(model)
     fast = torch_compile(
-        model, backend=Backend(options, watcher.for_backend()), dynamic=dynamic,
-        options={"guard_filter_fn": watcher.see_guards}, **own,
+        model, backend=Backend(options, watcher.for_backend()), dynamic=dynamic, **own,
     )  # fmt: skip
     return as_compiled(fast, model, watcher, partial(compile, dynamic=dynamic, **asdict(options)))
 

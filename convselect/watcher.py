@@ -8,12 +8,14 @@ import gc
 import re
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch._dynamo.convert_frame import register_bytecode_hook
+from torch._dynamo.output_graph import OutputGraph
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch.utils.hooks import RemovableHandle
 
 from convselect.runtime import CompiledGraph
@@ -39,6 +41,7 @@ _UNREAD = frozenset({
 })  # fmt: skip
 """Dictionaries of a module that a forward call without hooks does not read."""
 
+_ROOT = re.compile(r"L\['([^']*)'\]")
 _STEP = re.compile(r"\.(\w+)|\['([^']*)'\]")
 _ELEMENT = re.compile(r"(\[\d+\]|\['[^']*'\])*")
 """What an argument holds, from its name."""
@@ -69,8 +72,8 @@ class Watcher:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._latest: CompiledGraph | None = None
-        self._only_calls_graph = False
+        self._frame: tuple[CompiledGraph, types.CodeType, weakref.ref[OutputGraph]] | None = None
+        """The latest graph, the code that it is of, and what Dynamo knows of that."""
         self._hook: RemovableHandle | None = None
         self._graphs: WeakKeyDictionary[HeldGraph, CompiledGraph] = WeakKeyDictionary()
         self._paths: WeakKeyDictionary[CompiledGraph, Paths] = WeakKeyDictionary()
@@ -82,31 +85,30 @@ class Watcher:
 
     def _see_graph(self, graph: CompiledGraph) -> HeldGraph:
         """What the backend made of a frame; Dynamo then makes its bytecode, and last its guards, all under a lock."""
-        self._latest, self._only_calls_graph = graph, False
+        output = InstructionTranslator.current_tx().output
+        self._frame = graph, output.root_tx.f_code, weakref.ref(output)
         self._hook = self._hook or register_bytecode_hook(self._see_bytecode)
         held = HeldGraph(graph)
         self._graphs[held] = graph
         return held
 
     def _see_bytecode(self, code: types.CodeType, new_code: types.CodeType) -> None:
-        """Whether the code that Dynamo made calls the graph, returns what it gave, and does nothing else."""
-        instructions = list(dis.get_instructions(new_code))
-        calls = sum(i.opname.startswith("CALL") for i in instructions)
-        notes = sum(str(i.argval).startswith("record_pregraph_bytecode") for i in instructions)  # for profilers
-        writes = [i for i in instructions if i.opname.startswith(("STORE_", "DELETE_"))]
-        self._only_calls_graph = calls == 1 + notes and all(i.opname.endswith("_FAST") for i in writes)
+        """Where the frame's guards look, if the code that Dynamo made calls the graph and returns what it gave.
 
-    def see_guards(self, entries: Sequence[Any]) -> list[bool]:
-        """Dynamo's `guard_filter_fn`: keeps all of them."""
-        graph, self._latest = self._latest, None
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if graph is not None and self._only_calls_graph:
-            paths = _paths_of(entries, _alive(self._model))
-            if paths is not None:
-                self._paths[graph] = paths
-        return [True] * len(entries)
+        The guards are all known here. A `guard_filter_fn` would be told of them too, but makes Dynamo build them twice:
+        1.4 s more of a first call for SSDlite, which has 6,500 (AMD EPYC Zen 3, busy).
+        """
+        assert self._frame is not None
+        assert self._hook is not None
+        (graph, compiled, reference), self._frame = self._frame, None
+        self._hook.remove()
+        self._hook = None
+        output = reference()
+        if output is None or code is not compiled or not _only_calls_graph(new_code):
+            return
+        paths = _paths_of(output, _alive(self._model))
+        if paths is not None:
+            self._paths[graph] = paths
 
     def read_by(self, graph: CompiledGraph) -> Reader | None:
         """What must be unchanged for `graph` to be right; None if it does not show every change."""
@@ -114,9 +116,9 @@ class Watcher:
         if paths is None:
             return None
         model = _alive(self._model)
-        reader = Reader(model)
+        reader = Reader(model, paths.namespace)
         found = [reader.follow(model, path) for path in paths.model]
-        found += [reader.follow(reader.namespace, path) for path in paths.namespace]
+        found += [reader.follow(paths.namespace, path) for path in paths.names]
         return reader if all(map(_shows, found)) else None
 
 
@@ -125,25 +127,35 @@ class Paths(NamedTuple):
 
     model: set[str]
     """From the model."""
-    namespace: set[str]
-    """From the dictionary of the global names of its `forward`."""
+    names: set[str]
+    """From `namespace`, the global names of the code that was compiled."""
+    namespace: dict[str, Any]
 
 
-def _paths_of(entries: Sequence[Any], model: torch.nn.Module) -> Paths | None:
-    reader = Reader(model)
-    roots = {entry.name for entry in entries if entry.value is model}
-    paths = Paths(set(), set())
-    for entry in entries:
-        root = re.match(r"\w*", entry.name)[0]  # type: ignore[index]
-        path = entry.name[len(root) :]
-        if root in roots:
+def _only_calls_graph(code: types.CodeType) -> bool:
+    """Whether code that Dynamo made calls one graph, returns what it gave, and does nothing else."""
+    instructions = list(dis.get_instructions(code))
+    calls = sum(i.opname.startswith("CALL") for i in instructions)
+    notes = sum(str(i.argval).startswith("record_pregraph_bytecode") for i in instructions)  # for profilers
+    writes = [i for i in instructions if i.opname.startswith(("STORE_", "DELETE_"))]
+    return calls == 1 + notes and all(i.opname.endswith("_FAST") for i in writes)
+
+
+def _paths_of(output: OutputGraph, model: torch.nn.Module) -> Paths | None:
+    """None where a guard looks at what no path leads to."""
+    paths = Paths(set(), set(), output.global_scope)
+    for guard in output.guards:
+        found = _ROOT.match(guard.name)
+        path = guard.name[found.end() :] if found else ""
+        if guard.name.startswith("G["):
+            paths.names.add(guard.name[1:])
+        elif found and output.local_scope.get(found[1], UNSEEN) is model:
             paths.model.add(path)
-        elif root == "G" and reader.follow(reader.namespace, path) is entry.value:
-            paths.namespace.add(path)
-        elif entry.guard_type in _STATE_GUARDS or entry.name.startswith("dict(type("):
-            continue  # classes are watched with their modules
-        elif not root or not _ELEMENT.fullmatch(path):  # otherwise of an argument: `shortcut._key` compares it
-            return None
+        elif found:
+            if not _ELEMENT.fullmatch(path):  # otherwise of an argument: `shortcut._key` compares it
+                return None
+        elif guard.create_fn_name() not in _STATE_GUARDS and not guard.name.startswith("dict(type("):
+            return None  # classes are watched with their modules
     return paths
 
 
@@ -154,12 +166,12 @@ class Reader:
     assigns changes one.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.namespace: dict[str, Any] = getattr(model.forward, "__globals__", {})
+    def __init__(self, model: torch.nn.Module, namespace: dict[str, Any]) -> None:
         self.dictionaries = _of_modules(model)
         """By their id."""
         self.names: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
         """The dictionary of a Python module, a name and its value, by the id of the dictionary and the name."""
+        self._namespace = namespace
         self._inside = {id(module) for module in model.modules()}
 
     def follow(self, value: Any, path: str) -> Any:
@@ -174,7 +186,7 @@ class Reader:
             if key is not None and id(value) in self.dictionaries:
                 value = value.get(key, UNSEEN)
             elif key is not None:
-                value = self._named(value, key) if value is self.namespace or value is builtins.__dict__ else UNSEEN
+                value = self._named(value, key) if value is self._namespace or value is builtins.__dict__ else UNSEEN
             elif isinstance(value, types.ModuleType):
                 value = self._named(value.__dict__, name)
             elif id(value) in self._inside or (

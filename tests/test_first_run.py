@@ -95,7 +95,7 @@ def test_never_is_the_shipped_model_as_it_is(cache: Path, monkeypatch: pytest.Mo
     """Also where there is a calibration, here one by which the first choice would be slow."""
     factors = {primitive.name: 1.0 + 0.01 * i for i, primitive in enumerate(primitives())}
     monkeypatch.setattr(
-        planning, "Costs", lambda model, samples, machine: Costs(factors, samples=samples, machine=machine)
+        planning, "costs_for", lambda machine, samples: Costs(factors, samples=samples, machine=machine)
     )
     layers = []
     for _ in range(2):

@@ -7,15 +7,19 @@ has tensors that are not contiguous, it is run once as it was written, and its r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput, PlainAOTOutput
 from torch._subclasses import FakeTensor
-from torch.fx import Graph, GraphModule, Interpreter
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from convselect.graph.capture import known_size, size_hint
+
+_MATRICES = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+"""What gives a contiguous matrix, whatever the strides of its operands: the classifier of most networks."""
 
 Strides = dict[int, tuple[int, ...]]
 """By position among the graph's results."""
@@ -26,10 +30,11 @@ def eager_strides(graph: Graph, eager: GraphModule, inputs: Sequence[Any]) -> St
 
     graph: as AOTAutograd made it. eager: Dynamo's module, of `inputs`, which stay as they are.
     """
-    values = [node.meta.get("val") for node in graph.nodes]
-    if all(map(_plain, values)) or any(isinstance(value, FakeTensor) for value in inputs):
-        return {}
     output = graph.output_node()
+    if all(node.target in _MATRICES for node in output.all_input_nodes) or all(map(_plain, graph.nodes)):
+        return {}
+    if any(isinstance(value, FakeTensor) for value in inputs):
+        return {}
     origins = output.meta.get("desc") or [None] * len(output.args[0])
     mutated = {getattr(origin.mutated_input, "idx", None) for origin in origins if _is_mutation(origin)}
     if None in mutated:  # a weight, which is no argument
@@ -37,18 +42,18 @@ def eager_strides(graph: Graph, eager: GraphModule, inputs: Sequence[Any]) -> St
     copies = [_argument(value, i in mutated) for i, value in enumerate(inputs)]
     try:
         with torch.random.fork_rng():
-            results = Interpreter(eager).run(*copies)
+            real = Interpreter(eager).run(*copies)
     except Exception:  # the model's own, which the call that compiles it is about to raise
         return {}
     found: Strides = {}
     for position, (node, origin) in enumerate(zip(output.args[0], origins, strict=True)):
         if not isinstance(origin, PlainAOTOutput):
             continue
-        real, traced = results[origin.idx], node.meta["val"]
-        if not isinstance(real, torch.Tensor) or not _hold_for_all(real, traced):
+        result, traced = real[origin.idx], node.meta["val"]
+        if not isinstance(result, torch.Tensor) or not _hold_for_all(result, traced):
             continue
-        if real.stride() != tuple(map(size_hint, traced.stride())):
-            found[position] = real.stride()
+        if result.stride() != _hints(traced.stride()):
+            found[position] = result.stride()
     return found
 
 
@@ -65,12 +70,22 @@ def _is_mutation(origin: object) -> bool:
     return isinstance(origin, InputMutationAOTOutput)
 
 
-def _plain(value: Any) -> bool:
-    """Whether nothing about the strides of `value` can be in doubt."""
+def _plain(node: Node) -> bool:
+    """Whether nothing about the strides of the node's value can be in doubt."""
+    value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dim() < 3:
         return True
-    expected = torch.empty_like(value, memory_format=torch.contiguous_format, device="meta").stride()
-    return value.stride() == expected
+    return _hints(value.stride()) == _contiguous(_hints(value.shape))
+
+
+def _hints(sizes: Sequence[int | torch.SymInt]) -> tuple[int, ...]:
+    return tuple(map(size_hint, sizes))
+
+
+def _contiguous(size: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor; asking a fake one costs a millisecond."""
+    inner_first = itertools.accumulate(reversed(size[1:]), lambda stride, n: stride * max(n, 1), initial=1)
+    return tuple(inner_first)[::-1]
 
 
 def _hold_for_all(real: torch.Tensor, traced: torch.Tensor) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
@@ -133,7 +135,9 @@ class Constants:
             with self._lock:
                 state = self._state
                 if state is None or not state.matches(statics):
-                    self._state = state = self._packed(statics, state)
+                    # AOTAutograd runs a first call under a mode that takes each operator through Python.
+                    with torch.utils._python_dispatch._disable_current_modes():
+                        self._state = state = self._packed(statics, state)
         if state.ready is not None:
             state.ready.wait()
         return state.packed
@@ -193,7 +197,7 @@ class _State:
         rows = [row for known in metadata if known is not None for row in known]
         self._metadata = torch.tensor(rows, dtype=torch.int64, device=_CPU).reshape(-1, 2)
         data = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
-        self._data = torch.cat([self._metadata[:0], *data])
+        self._data = torch.from_numpy(np.concatenate([np.empty((0, 2), np.int64), *data]))
         self._fingerprints = tuple(map(torch.ops.convselect.fingerprint, (self._metadata, self._data)))
         self.packed = pack()  # now: what another thread writes meanwhile must not pass for packed
 
@@ -234,14 +238,14 @@ def _ask(tensor: torch.Tensor) -> tuple[Any, ...]:
 _LINE, _WHOLE, _SAMPLES = 64, 8 * 1024, 16
 
 
-def _lines(tensor: torch.Tensor) -> torch.Tensor:
+def _lines(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
     """The (address, bytes) of the tensor's data that are fingerprinted, int64 [n, 2]."""
     nbytes = storage_bytes(tensor)
     if tensor.is_inference() or nbytes <= _WHOLE:
-        starts = torch.arange(0, nbytes, _LINE, device=_CPU)
+        starts = np.arange(0, nbytes, _LINE)
     else:
-        starts = torch.arange(_SAMPLES, device=_CPU) * (nbytes - _LINE) // (_SAMPLES - 1)
-    return torch.stack([tensor.data_ptr() + starts, (nbytes - starts).clamp(max=_LINE)], 1)
+        starts = np.arange(_SAMPLES) * (nbytes - _LINE) // (_SAMPLES - 1)
+    return np.stack([tensor.data_ptr() + starts, np.minimum(nbytes - starts, _LINE)], axis=1)
 
 
 def storage_bytes(tensor: torch.Tensor) -> int:

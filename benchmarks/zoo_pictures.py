@@ -1,4 +1,4 @@
-"""Half of the blocks of `zoo_blocks`."""
+"""Small networks of the zoo that make pictures: parts of diffusion models, restoration, generators."""
 
 from __future__ import annotations
 
@@ -175,66 +175,48 @@ class NafNet(nn.Module):
         return x + self.tail(self.last(a + self.up(self.inner(self.down(a)))))
 
 
-class ConvLstm(nn.Module):
-    """One step: (x, (h, c)) -> (h, (h, c)); the state's four gates are one convolution."""
+class ModulatedConv(nn.Module):
+    """StyleGAN2: the weight depends on the call, one for each image, as groups."""
 
-    def __init__(self, ic: int = 8, c: int = 24) -> None:
+    def __init__(self, c: int = 16) -> None:
         super().__init__()
-        self.gates = conv3(ic + c, 4 * c)
+        self.stem, self.out = conv3(3, c), nn.Conv2d(c, 3, 1)
+        self.style, self.weight = nn.Linear(12, c), nn.Parameter(torch.randn(1, c, c, 3, 3))
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        h, c = state
-        i, f, o, g = torch.split(self.gates(torch.cat([x, h], dim=1)), h.shape[1], dim=1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return h, (h, c)
-
-
-class DoubleConv(nn.Sequential):
-    def __init__(self, ic: int, oc: int) -> None:
-        super().__init__(
-            conv3(ic, oc, bias=False), nn.BatchNorm2d(oc), nn.ReLU(inplace=True),
-            conv3(oc, oc, bias=False), nn.BatchNorm2d(oc), nn.ReLU(inplace=True),
-        )  # fmt: skip
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        weight = self.weight * self.style(style).view(n, 1, c, 1, 1)
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        y = F.conv2d(x.reshape(1, n * c, h, w), weight.view(n * c, c, 3, 3), padding=1, groups=n)
+        return self.out(F.leaky_relu(y.view(n, c, h, w), 0.2))
 
 
-class BilinearUnet(nn.Module):
-    """Upsamples with aligned corners and pads to the size of what it is concatenated with, which is odd."""
+class StyleTransfer(nn.Module):
+    """Reflection padding, instance norms, and sizes given by another tensor."""
 
-    def __init__(self, c: int = 16, classes: int = 5) -> None:
+    def __init__(self, c: int = 16) -> None:
         super().__init__()
-        self.down = nn.ModuleList([DoubleConv(3, c), DoubleConv(c, 2 * c), DoubleConv(2 * c, 2 * c)])
-        self.up = nn.ModuleList([DoubleConv(4 * c, c), DoubleConv(2 * c, c)])
-        self.head = nn.Conv2d(c, classes, 1)
+        self.a, self.b = nn.Conv2d(3, c, 9), nn.Conv2d(c, 2 * c, 3, 2)
+        self.norm1, self.norm2 = nn.InstanceNorm2d(c, affine=True), nn.InstanceNorm2d(2 * c, affine=True)
+        self.out = nn.Conv2d(2 * c, 3, 3, padding=1, padding_mode="reflect")
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = [self.down[0](x)]
-        for block in self.down[1:]:
-            skips.append(block(F.max_pool2d(skips[-1], 2)))
-        h = skips.pop()
-        for block in self.up:
-            skip = skips.pop()
-            h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=True)
-            dh, dw = skip.shape[2] - h.shape[2], skip.shape[3] - h.shape[3]
-            h = block(torch.cat([skip, F.pad(h, [dw // 2, dw - dw // 2, dh // 2, dh - dh // 2])], dim=1))
-        return self.head(h)
+        h = F.relu(self.norm1(self.a(F.pad(x, (4, 4, 4, 4), mode="reflect"))))
+        h = F.relu(self.norm2(self.b(F.pad(h, (1, 1, 1, 1), mode="replicate"))))
+        return torch.tanh(self.out(F.interpolate(h, size=x.shape[2:], mode="bicubic")))
 
 
-class Aspp(nn.Module):
-    """DeepLab's pyramid: dilated branches and a global one brought to their size."""
+class Transposed(nn.Module):
+    """DCGAN's generator: transposed convolutions, then an ordinary one."""
 
-    def __init__(self, c: int = 32) -> None:
+    def __init__(self, c: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv3(3, c, 2, bias=False), nn.BatchNorm2d(c), nn.ReLU())
-        self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, c, 3, padding=rate, dilation=rate, bias=False), nn.BatchNorm2d(c), nn.ReLU())
-            for rate in (1, 6, 12)
-        )
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1), nn.ReLU())
-        self.project = nn.Sequential(nn.Conv2d(4 * c, c, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(), nn.Dropout(0.5))
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(24, 2 * c, 4, 1, 0, bias=False), nn.BatchNorm2d(2 * c), nn.ReLU(True),
+            nn.ConvTranspose2d(2 * c, c, 4, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(True),
+        )  # fmt: skip
+        self.out = conv3(c, 3)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        h = self.stem(x)
-        whole = F.interpolate(self.pool(h), size=h.shape[-2:], mode="bilinear", align_corners=False)
-        h = self.project(torch.cat([*(branch(h) for branch in self.branches), whole], dim=1))
-        return {"out": F.interpolate(h, size=x.shape[-2:], mode="bilinear", align_corners=False), "features": h}
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.out(self.up(z)))
