@@ -223,9 +223,9 @@ def _sizes_of_steps(graph: Graph) -> set[Node]:
     """Sizes that are computed for steps only, which know theirs: programs do not end there."""
     found: set[Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and _is_size(node):
-            if all(user in found or (is_step(user) and not is_view(user)) for user in node.users):
-                found.add(node)
+        readers = (user in found or (is_step(user) and not is_view(user)) for user in node.users)
+        if node.op == "call_function" and _is_size(node) and all(readers):
+            found.add(node)
     return found
 
 
