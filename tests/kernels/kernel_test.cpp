@@ -286,6 +286,47 @@ void pooling(const KernelTable& table) {
     }
 }
 
+// Of more columns than a task has, of fewer channels than a register has and of more, into a range of the channels of a
+// wider tensor and into one of its own.
+void upsampling(const KernelTable& table) {
+  constexpr int64_t LENGTHS[][2] = {{1, 1}, {1, 7}, {6, 1}, {5, 5}, {4, 8}, {3, 11}, {13, 4}, {7, 300}};  // from, to
+  constexpr float STEPS[] = {-1, 0.3f, 1.25f, 1e6f};
+  Random random(4);
+  for (int64_t channels : {1, 3, 4, 15, 17, 33, 64})
+    for (int64_t turn = 0; turn < 96; ++turn) {
+      Upsample u{};
+      u.linear = turn % 3 > 0, u.align_corners = turn % 3 == 2;
+      u.mb = 1 + turn % 2, u.channels = channels;
+      u.ih = LENGTHS[turn % 7][0], u.oh = LENGTHS[turn % 7][1];
+      u.iw = LENGTHS[turn / 2 % 8][0], u.ow = LENGTHS[turn / 2 % 8][1];
+      u.step_h = STEPS[turn / 4 % 4], u.step_w = STEPS[turn / 5 % 4];
+      current = "interpolation " + std::to_string(turn) + " of " + std::to_string(channels) + " channels";
+      const int64_t pixels = u.oh * u.ow, gap = turn % 4 == 3 ? 5 : 0, stride = channels + gap;
+      const int64_t floats = (u.mb * pixels - 1) * stride + channels;
+      const std::vector<float> values = random.normal(u.mb * u.ih * u.iw * channels);
+      const bool at_end = turn % 5 > 0;
+      const Fenced src(values, at_end), dst(floats, at_end, QUIET_NAN);
+      u.src = src.data(), u.dst = dst.data(), u.dst_stride = stride;
+      table.upsample(u, parallel(static_cast<int>(1 + turn % 3)));
+      check(dst.intact(), "wrote outside of dst");
+      Error error;
+      for (int64_t i = 0; i < floats; ++i) {
+        const int64_t c = i % stride, x = i / stride % u.ow, y = i / stride / u.ow % u.oh, n = i / stride / pixels;
+        if (c >= channels) {
+          check(dst.untouched(i), "wrote between the pixels of dst");
+          continue;
+        }
+        const Between rows = between(u, u.ih, u.oh, u.step_h, y), columns = between(u, u.iw, u.ow, u.step_w, x);
+        auto at = [&](int64_t row, int64_t column) {
+          return double(values[((n * u.ih + row) * u.iw + column) * channels + c]);
+        };
+        const double low = columns.mix(at(rows.low, columns.low), at(rows.low, columns.high));
+        error.add(dst.data()[i], rows.mix(low, columns.mix(at(rows.high, columns.low), at(rows.high, columns.high))));
+      }
+      check(error.within(u.linear ? 1e-6 : 0), "error " + std::to_string(error.value()));
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -300,6 +341,7 @@ int main() {
   std::cout << NAMES[static_cast<int>(isa)] << std::endl;
   others(*table);
   pooling(*table);
+  upsampling(*table);
   convolutions(*table);
   return failures > 0;
 }

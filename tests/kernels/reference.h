@@ -1,5 +1,6 @@
 // The definitions of what the kernels compute, in double.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -47,4 +48,27 @@ inline std::vector<double> convolved(const Problem& p, const std::vector<float>&
       }
     }
   return dst;
+}
+
+// The two pixels of the source that one of dst lies between, and how near it is to the second; the same one twice for
+// the nearest.
+struct Between {
+  int64_t low, high;
+  double share;
+  double mix(double a, double b) const { return (1 - share) * a + share * b; }
+};
+
+// The i-th of `out` heights or widths, of `in`: in float32 as far as that decides which pixels they are.
+inline Between between(const convselect::Upsample& u, int64_t in, int64_t out, float step, int64_t i) {
+  const int64_t last = in - 1;
+  if (step < 0) step = float(in) / float(out);
+  if (!u.linear) {
+    const int64_t low = std::min(int64_t(std::floor(float(i) * step)), last);
+    return {low, low, 0};
+  }
+  if (in == out) return {i, i, 0};
+  if (u.align_corners) step = out > 1 ? float(last) / float(out - 1) : 0;
+  const float place = u.align_corners ? float(i) * step : std::fmax(step * (float(i) + 0.5f) - 0.5f, 0.0f);
+  const int64_t low = std::min(int64_t(std::floor(place)), last);
+  return {low, std::min(low + 1, last), std::fmin(place - float(low), 1.0f)};
 }
