@@ -24,26 +24,17 @@ ROOT = Path(__file__).parents[1]
 ISAS = ("neon",) if MACHINE.isa == "neon" else ("avx512", "avx2", "portable")
 CROSS = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
-# Undefined behaviour but for what AddressSanitizer sees as well, and calls instead of code at each access: winograd.cpp
-# takes 50 s to compile for AVX-512 instead of 139 (GCC 12, AMD EPYC Zen 5).
-SANITIZERS = (
-    "-fsanitize=address,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,return"
-    " -fno-sanitize-recover=undefined --param=asan-instrumentation-with-call-threshold=0 -g1"
-)
 SANITIZER_OPTIONS = {"ASAN_OPTIONS": "abort_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1"}
 
 
-def build(name: str, *options: str) -> Path:
-    """The program, built in a folder of its own, which is kept for the next time."""
-    folder = ROOT / "build" / "kernel_test" / name
+def build(folder: str, *options: str, source: Path = ROOT / "tests" / "kernels") -> Path:
+    """What is built of `source` in a folder of build/, which is kept for the next time."""
+    built = ROOT / "build" / folder
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in (
-        ["cmake", "-G", "Ninja", "-S", ROOT / "tests" / "kernels", "-B", folder, *options],
-        ["cmake", "--build", folder],
-    ):
+    for command in (["cmake", "-G", "Ninja", "-S", source, "-B", built, *options], ["cmake", "--build", built]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "kernel_test"
+    return built
 
 
 def built_with_the_package() -> Path | str:
@@ -94,24 +85,25 @@ def test_aarch64() -> None:
             pytest.fail(reason)
         pytest.skip(reason)
     program = build(
-        "aarch64", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={CROSS}",
-        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+        "kernel_test/aarch64", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={CROSS}", "-DCMAKE_EXE_LINKER_FLAGS=-static",
     )  # fmt: skip
-    check([EMULATOR, program], small(CORNERS + RANDOM[:500], 500_000), "neon")
+    check([EMULATOR, program / "kernel_test"], small(CORNERS + RANDOM[:500], 500_000), "neon")
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_as_shipped(isa: str) -> None:
     """All problems on the instruction set at hand, a part of them on the others."""
     random = RANDOM if isa == MACHINE.isa else RANDOM[::4]
-    program = build("native", f"-DCONVSELECT_KERNELS={built_with_the_package()}")
-    check([program], small(CORNERS + random + REAL, 2_000_000), isa)
+    program = build("kernel_test/native", f"-DCONVSELECT_KERNELS={built_with_the_package()}")
+    check([program / "kernel_test"], small(CORNERS + random + REAL, 2_000_000), isa)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_under_sanitizers(isa: str) -> None:
-    program = build("sanitized", f"-DCMAKE_CXX_FLAGS={SANITIZERS}", "-DCONVSELECT_OPTIMIZATION=-O1")
+    """In the folder of `make sanitize`, which runs Python's tests with the library that is built beside."""
+    program = build("kernel_test/sanitized", "-DCONVSELECT_SANITIZE=ON", source=ROOT) / "tests" / "kernels" / "kernel_test"
     check([program], small(CORNERS + RANDOM[:100], 300_000), isa, **SANITIZER_OPTIONS)
 
 
