@@ -103,8 +103,8 @@ def test_as_shipped(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_under_sanitizers(isa: str) -> None:
     """In the folder of `make sanitize`, which runs Python's tests with the library that is built beside."""
-    program = build("kernel_test/sanitized", "-DCONVSELECT_SANITIZE=ON", source=ROOT) / "tests" / "kernels" / "kernel_test"
-    check([program], small(CORNERS + RANDOM[:100], 300_000), isa, **SANITIZER_OPTIONS)
+    folder = build("kernel_test/sanitized", "-DCONVSELECT_SANITIZE=ON", source=ROOT) / "tests" / "kernels"
+    check([folder / "kernel_test"], small(CORNERS + RANDOM[:100], 300_000), isa, **SANITIZER_OPTIONS)
 
 
 def test_an_unknown_instruction_set_is_told_those_of_this_build() -> None:
