@@ -40,7 +40,7 @@ def build(folder: str, *options: str, source: Path = ROOT / "tests" / "kernels")
 def built_with_the_package() -> Path | str:
     """The library of kernels that an editable install has left in build/, "" if there is none of today's sources."""
     archives = list(ROOT.glob("build/*/kernels/cpu/libconvselect_kernels.a"))
-    sources = [path.stat().st_mtime for path in (ROOT / "kernels" / "cpu").iterdir()]
+    sources = [path.stat().st_mtime for path in (ROOT / "kernels" / "cpu").glob("*.[ch]*")]
     return next((path for path in archives if path.stat().st_mtime > max(sources)), "")
 
 

@@ -31,10 +31,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_beats_the_oracle(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the table that judges, where every pass finds the same times; here they have nothing to do with the true."""
+    """By the table that judges, where every pass finds the same times; here they have nothing to do with the true.
+
+    They are seconds, so that what transforms take, which the plan predicts and the judge measures, is next to nothing.
+    """
     monkeypatch.setattr(
         "convselect.bench.oracle.measured_ms",
-        lambda able, timer: {p: {q.name: 1.0 + 1 / (1 + len(q.name)) for q in of} for p, of in able.items()},
+        lambda able, timer: {p: {q.name: 1e3 + 1e3 / (1 + len(q.name)) for q in of} for p, of in able.items()},
     )
     told: list[str] = []
     model, x = chain().eval(), torch.randn(1, 8, 24, 24)
@@ -42,7 +45,8 @@ def test_nothing_beats_the_oracle(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (verdict.convolutions, verdict.distinct) == (3, 2)
     assert verdict.timings > 2
     assert tuple(verdict.ms) == tuple(verdict.seconds) == WAYS
-    assert 0 < verdict.ms["oracle"] <= min(verdict.ms[way] for way in WAYS if way != "oracle")
+    others = [verdict.ms[way] for way in WAYS if way != "oracle"]
+    assert 0 < verdict.ms["oracle"] <= 1.001 * min(others)
     assert verdict.ratio("oracle") == 1.0
     assert verdict.seconds["calibrated"] <= verdict.seconds["verified"]
     assert told[-1] == "judging"

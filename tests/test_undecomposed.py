@@ -256,8 +256,9 @@ def test_concatenations_take_it_where_it_is_made(monkeypatch: pytest.MonkeyPatch
     (run,) = run_graphs(fast, [x])
     (segment,) = [n.target for n in run.graph.module.graph.nodes if isinstance(n.target, Segment)]
     (program,) = segment._programs[1].values()
-    convolutions, poolings, interpolations, copies = 6, 2, 2, 1  # of a result to NCHW
-    assert len(program.layers) == convolutions + poolings + interpolations + copies + 2  # a and b, read by a pooling
+    convolutions, poolings, interpolations, transforms = 6, 2, 2, 2  # of the input to NHWC, of the result to NCHW
+    copies = 2  # of a and b, which a pooling reads as well
+    assert len(program.layers) == convolutions + poolings + interpolations + transforms + copies
 
 
 @torch.inference_mode()
@@ -265,7 +266,7 @@ def test_inductor_gets_atens_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the assignment leaves it in NCHW."""
     torch._dynamo.reset()
     model = Model(lambda m, x: m["a"](F.interpolate(x.cumsum(2), scale_factor=2, mode="bilinear")), a=conv(3, 8)).eval()
-    choose(monkeypatch, "aten")
+    choose(monkeypatch, "direct_nchw")
     fast = convselect.compile(model, calibrate="never", remainder="inductor")
     x = drawn(2, 3, 8, 8)
     torch.testing.assert_close(fast(x), model(x))

@@ -40,7 +40,8 @@ def _with_strides_of(value: Any, planned: Any) -> Any:
 
 def traced(module: GraphModule, fake: FakeTensorMode, constants: Sequence[Any]) -> tuple[GraphModule, list[Any]]:
     """`module` as ATen's operators and ours, and its inputs; `constants` as in `compile_remainder`."""
-    from torch._inductor.decomposition import select_decomp_table  # it takes a second
+    import torch._inductor.lowering  # it takes a second; decompositions use it and do not import it
+    from torch._inductor.decomposition import select_decomp_table
 
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [*constants, *(node.meta["val"] for node in placeholders[len(constants) :])]
