@@ -210,6 +210,7 @@ def as_compiled(
     if type(compiled) is OptimizedModule:
         compiled.__class__ = CompiledModule
         compiled.__dict__["_again"] = again
+        compiled.__dict__["_watcher"] = watcher  # which nothing else keeps alive
         if _versions_work():
             compiled.__dict__["_shortcuts"] = Shortcuts(watcher, model)
     return compiled

@@ -56,19 +56,29 @@ int64_t pixel_stride(const Tensor& t) {
   return regular ? stride : 0;
 }
 
-void check_activation(const Tensor& t, const char* name, bool nhwc, const int64_t (&sizes)[4]) {
+Tensor empty(const int64_t (&sizes)[4], bool nhwc) {
+  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+  const int64_t strides[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
+  return empty_strided(4, sizes, strides[nhwc]);
+}
+
+// `t`, of those sizes, or a copy that is dense in the layout: what calls an operator goes by the strides of a traced
+// value, and those are not always the ones that ATen's operators give.
+Tensor in_layout(const Tensor& t, const char* name, bool nhwc, const int64_t (&sizes)[4]) {
   check_float(t, name);
   STD_TORCH_CHECK(t.dim() == 4, name, " has ", t.dim(), " dimensions, must have 4");
   for (int d = 0; d < 4; ++d)
     STD_TORCH_CHECK(t.size(d) == sizes[d], name, " has size ", t.size(d), " in dimension ", d, ", must have ",
                     sizes[d]);
-  STD_TORCH_CHECK(t.numel() == 0 || dense(t, nhwc), name, " must be dense in ", nhwc ? "NHWC" : "NCHW");
+  if (t.numel() == 0 || dense(t, nhwc)) return t;
+  Tensor copy = empty(sizes, nhwc);
+  torch::stable::copy_(copy, t);
+  return copy;
 }
 
-Tensor empty(const int64_t (&sizes)[4], bool nhwc) {
-  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
-  const int64_t strides[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
-  return empty_strided(4, sizes, strides[nhwc]);
+Tensor in_layout(const Tensor& t, const char* name, bool nhwc) {
+  STD_TORCH_CHECK(t.dim() == 4, name, " has ", t.dim(), " dimensions, must have 4");
+  return in_layout(t, name, nhwc, {t.size(0), t.size(1), t.size(2), t.size(3)});
 }
 
 // Scratch of the calling thread, kept for the next call: fresh memory would be paid for in page faults each time.
@@ -113,12 +123,13 @@ void check_apart(const Named& written, std::initializer_list<Named> others) {
                     " and ", other.name, " overlap");
 }
 
-Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& residual, const Ints& geometry) {
+// The problem; src and residual become what the kernel reads.
+Problem check_conv(const Kernel& kernel, Tensor& src, const Tensor& packed, const std::optional<Tensor>& bias,
+                   std::optional<Tensor>& residual, const Ints& geometry) {
   STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
   const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
   const Problem p = problem_of(kernel, sizes, geometry);
-  check_activation(src, "src", kernel.src_nhwc, sizes);
+  src = in_layout(src, "src", kernel.src_nhwc, sizes);
   check_float(packed, "packed");
   STD_TORCH_CHECK(packed.numel() == kernel.packed_floats(p), "packed has ", packed.numel(), " elements, ", kernel.name,
                   " needs ", kernel.packed_floats(p), " for this problem");
@@ -128,7 +139,7 @@ Problem check_conv(const Kernel& kernel, const Tensor& src, const Tensor& packed
     STD_TORCH_CHECK(bias->numel() == p.oc && bias->is_contiguous(), "bias must be contiguous and have oc=", p.oc,
                     " elements");
   }
-  if (residual) check_activation(*residual, "residual", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
+  if (residual) residual = in_layout(*residual, "residual", kernel.dst_nhwc, {p.mb, p.oc, p.oh(), p.ow()});
   return p;
 }
 
@@ -194,18 +205,16 @@ void conv_out(Tensor dst, Tensor workspace, Tensor src, Tensor packed, std::opti
 Tensor pack(Tensor weight, int64_t kernel_id, Ints sizes, Ints geometry) {
   const Kernel& kernel = kernel_at(kernel_id);
   const Problem p = problem_of(kernel, sizes, geometry);
-  STD_TORCH_CHECK(weight.dim() == 4, "weight has ", weight.dim(), " dimensions, must have 4");
-  check_activation(weight, "weight", false, {p.oc, p.ic / p.g, p.kh, p.kw});
+  weight = in_layout(weight, "weight", false, {p.oc, p.ic / p.g, p.kh, p.kw});
   Tensor packed = empty({1, 1, 1, kernel.packed_floats(p)}, false);
   kernel.pack(p, floats(weight), writable(packed));
   return packed;
 }
 
-// src in the other layout. A tensor that is dense in neither is the caller's to make so.
+// src in the other layout.
 Tensor to_layout(Tensor src, bool nhwc) {
-  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  src = in_layout(src, "src", !nhwc);
   const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
-  check_activation(src, "src", !nhwc, sizes);
   Tensor dst = empty(sizes, nhwc);
   if (src.numel() == 0) return dst;
   const auto& table = *loaded().table;
@@ -214,12 +223,12 @@ Tensor to_layout(Tensor src, bool nhwc) {
   return dst;
 }
 
-// act(src * scale + shift) by channel, in src's own layout, which must be dense NCHW or NHWC.
+// act(src * scale + shift) by channel, in src's own layout; in NHWC if it is dense in none.
 Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, double alpha, double beta) {
   STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  const bool nhwc = src.dim() == 4 && !dense(src, false);
+  src = in_layout(src, "src", nhwc);
   const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
-  const bool nhwc = !dense(src, false);
-  check_activation(src, "src", nhwc, sizes);
   for (const Tensor* t : {&scale, &shift}) {
     check_float(*t, t == &scale ? "scale" : "shift");
     STD_TORCH_CHECK(t->numel() == sizes[1] && t->is_contiguous(), "scale and shift must be contiguous, [channels]");
@@ -238,8 +247,9 @@ Tensor scale_shift(Tensor src, Tensor scale, Tensor shift, int64_t activation, d
 Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t activation, double alpha, double beta) {
   check_float(src, "src");
   check_float(weight, "weight");
-  STD_TORCH_CHECK(src.dim() == 2 && weight.dim() == 2 && src.is_contiguous() && weight.is_contiguous(),
-                  "src and weight must be contiguous matrices");
+  STD_TORCH_CHECK(src.dim() == 2, "src must be a matrix");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be a contiguous matrix");
+  if (!src.is_contiguous()) src = torch::stable::contiguous(src);
   const int64_t m = src.size(0), n = weight.size(0), k = src.size(1);
   STD_TORCH_CHECK(weight.size(1) == k, "weight has ", weight.size(1), " columns, src has ", k);
   if (bias) {
@@ -256,11 +266,10 @@ Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t act
   return dst;
 }
 
-// src dense in NHWC. geometry: kh kw sh sw ph pw dh dw oh ow.
+// In NHWC. geometry: kh kw sh sw ph pw dh dw oh ow.
 Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t divisor) {
-  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  src = in_layout(src, "src", true);
   const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
-  check_activation(src, "src", true, sizes);
   STD_TORCH_CHECK(geometry.size() == 10, "geometry has ", geometry.size(), " numbers, must have 10");
   const Ints& g = geometry;
   Pool p{sizes[0], sizes[1], sizes[2], sizes[3], g[8], g[9], g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
@@ -277,13 +286,12 @@ Tensor pool2d(Tensor src, Ints geometry, bool max, bool include_pad, int64_t div
   return dst;
 }
 
-// src dense in NHWC. size: oh ow. A scale that is given decides where pixels lie in place of the sizes, unless corners
+// In NHWC. size: oh ow. A scale that is given decides where pixels lie in place of the sizes, unless corners
 // are aligned.
 Tensor upsample2d(Tensor src, Ints size, bool linear, bool align_corners, std::optional<double> scale_h,
                   std::optional<double> scale_w) {
-  STD_TORCH_CHECK(src.dim() == 4, "src has ", src.dim(), " dimensions, must have 4");
+  src = in_layout(src, "src", true);
   const int64_t sizes[4] = {src.size(0), src.size(1), src.size(2), src.size(3)};
-  check_activation(src, "src", true, sizes);
   STD_TORCH_CHECK(size.size() == 2, "size has ", size.size(), " numbers, must have 2: oh ow");
   for (const std::optional<double>& scale : {scale_h, scale_w})
     STD_TORCH_CHECK(!scale || *scale > 0, "a scale is ", *scale, ", must be positive");
