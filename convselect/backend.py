@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._dispatch.python import no_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import Graph, GraphModule, Node
 
@@ -183,8 +184,11 @@ def _blamed() -> Iterator[None]:
 
 @contextmanager
 def _plain_torch() -> Iterator[None]:
-    """Without the modes that a graph is captured under."""
-    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
+    """Without the modes that a graph is captured under, and without torch's decompositions in Python."""
+    with (
+        torch.utils._python_dispatch._disable_current_modes(), no_python_dispatcher(),
+        torch.no_grad(), torch._C._DisableAutocast(),
+    ):  # fmt: skip
         yield
 
 

@@ -40,7 +40,7 @@ def _with_strides_of(value: Any, planned: Any) -> Any:
 
 def traced(module: GraphModule, fake: FakeTensorMode, constants: Sequence[Any]) -> tuple[GraphModule, list[Any]]:
     """`module` as ATen's operators and ours, and its inputs; `constants` as in `compile_remainder`."""
-    import torch._inductor.lowering  # it takes a second; decompositions use it and do not import it
+    import torch._inductor.lowering  # noqa: F401  (decompositions use it, and do not import it; a second)
     from torch._inductor.decomposition import select_decomp_table
 
     placeholders = module.graph.find_nodes(op="placeholder")

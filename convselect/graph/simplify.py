@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from convselect.graph.aliasing import origins, readers
-from convselect.graph.capture import known_size
+from convselect.graph.capture import known_size, value_of
 from convselect.graph.operators import is_activation
 
 aten = torch.ops.aten
@@ -31,6 +33,8 @@ def simplify(graph: Graph, constant: set[Node]) -> None:
             _adaptive_average(graph, node)
         elif node.target is aten.clone.default:
             _drop_clone(graph, node)
+        elif node.target is aten.as_strided.default:
+            _drop_strides_of_ones(graph, node)
 
 
 def _drop_clone(graph: Graph, node: Node) -> None:
@@ -44,6 +48,23 @@ def _drop_clone(graph: Graph, node: Node) -> None:
         return
     computed = all(origin.op == "call_function" for origin in origins(src))
     if computed and not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
+        node.replace_all_uses_with(src)
+        graph.erase_node(node)
+
+
+def _drop_strides_of_ones(graph: Graph, node: Node) -> None:
+    """`as_strided` that changes nothing but strides of dimensions of size one: what `AdaptiveAvgPool2d(1)` ends in.
+
+    Only a result of the graph shows them.
+    """
+    src, size, stride, *offset = node.args
+    value = src.meta["val"]
+    sizes = _expressions(size)
+    if _expressions([value.storage_offset(), *offset]) not in ([0], [0, 0]) or sizes != _expressions(value.shape):
+        return
+    strides = zip(sizes, _expressions(value.stride()), _expressions(stride), strict=True)
+    same = all(n == 1 or one == other for n, one, other in strides)
+    if same and not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
         node.replace_all_uses_with(src)
         graph.erase_node(node)
 
@@ -109,3 +130,9 @@ def _spatial(node: Node) -> list[int] | None:
     """Height and width, where they are fixed and not 0."""
     sizes = [known_size(size) for size in node.meta["val"].shape[2:]]
     return [size for size in sizes if size] if all(sizes) else None
+
+
+def _expressions(sizes: Sequence[Any]) -> list[Any]:
+    """Numbers, or expressions of the graph's symbols, which are equal or not without a guard."""
+    values = map(value_of, sizes)
+    return [value.node.expr if isinstance(value, torch.SymInt) else value for value in values]
