@@ -19,7 +19,7 @@ BIN := .venv/bin
 STAMPS := .venv/stamps
 KERNEL_SOURCES := $(wildcard kernels/cpu/*)
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
-PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: demo test check bench zoo lint format clean FORCE

@@ -1,4 +1,4 @@
-"""Compiles what the GPU primitives launch for a GPU that is not there: `compile_ahead.py 90 float16 float32`.
+"""Compiles what the GPU primitives launch for a GPU that is not there: `compile_ahead.py 90 float16`.
 
 Prints a JSON list, an entry a kernel: {"primitive", "precision", "kernel", "odd", "warps", "registers", "stack_bytes",
 "shared_bytes", "bound_bytes", "wgmma", "conversions": how often a block changes hands between threads,
@@ -156,4 +156,4 @@ def compiled(capability: int, precision: str) -> list[dict[str, object]]:
 if __name__ == "__main__":
     capability = int(sys.argv[1])
     triton.runtime.driver.set_active(Driver(capability))
-    print(json.dumps([entry for precision in sys.argv[2:] for entry in compiled(capability, precision)]))
+    print(json.dumps(compiled(capability, sys.argv[2])))

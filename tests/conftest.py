@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seen[test] += 1
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+    # Files that take long first, so that no process is alone with one in the end (pytest-xdist gives them out in turn).
+    heavy = {item.path for item in kept if item.get_closest_marker("heavy")}
+    items[:] = sorted(kept, key=lambda item: item.path not in heavy)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -159,6 +159,7 @@ def started(folder: Path) -> dict[Connection, BaseProcess]:
     return found
 
 
+@pytest.mark.heavy
 def test_processes_on_one_cache_some_of_which_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of them, each somewhere in the saves that follow its first few."""
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "cache"))

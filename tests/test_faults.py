@@ -178,12 +178,14 @@ print("passed")
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not STATM.exists(), reason="how much memory is in use is read from /proc")
 def test_memory_is_not_to_be_had() -> None:
     done = subprocess.run([sys.executable, "-c", SCARCE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr[-3000:]
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not STATM.exists(), reason="how much memory is in use is read from /proc")
 @torch.inference_mode()
 def test_ten_thousand_calls_need_no_more_memory(model: nn.Module, set_threads: Callable[[int], None]) -> None:

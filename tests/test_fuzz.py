@@ -137,6 +137,7 @@ def test_plans(sketch: Sketch, variant: Variant) -> None:
     check_plans(sketch, variant)
 
 
+@pytest.mark.heavy
 @fuzz(40)
 @given(sketches())
 def test_compiled(sketch: Sketch) -> None:

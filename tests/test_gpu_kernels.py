@@ -57,6 +57,8 @@ LARGE = [
 ]
 """Like those of real networks: full vectors, more steps than stages, several tiles for each multiprocessor."""
 SEVERAL_TILES = ConvProblem(mb=2, ic=72, ih=14, iw=14, oc=40, kh=3, kw=3, ph=1, pw=1)
+PARTS = {"float32": 2, "float16": 6, "bfloat16": 6, "tf32": 6}
+"""One in so many of the primitives is run on a problem: the interpreter is slow."""
 EXACT_FAMILIES = {"igemm", "pointwise", "depthwise", "stem", "im2row", "grouped"}
 
 
@@ -86,11 +88,10 @@ def _products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
-def share(p: ConvProblem, parts: int, precision: str = "float32") -> list[TritonPrimitive]:
-    """One in `parts` of the primitives that take `p`, others for the next problem; all of few ones, and on a GPU."""
-    primitives = able(p, precision)
-    every = DEVICE.type == "cuda" or len(primitives) <= 6
-    return primitives if every else primitives[PROBLEMS.index(p) % parts :: parts]
+def share(p: ConvProblem, precision: str = "float32", fewer: int = 1) -> list[TritonPrimitive]:
+    """One in `PARTS` of the primitives that take `p`, divided by `fewer`, others for the next problem; all on a GPU."""
+    primitives, parts = able(p, precision), fewer * PARTS[precision]
+    return primitives if DEVICE.type == "cuda" else primitives[PROBLEMS.index(p) % parts :: parts]
 
 
 def rounded(data: Data, precision: str) -> Data:
@@ -104,7 +105,7 @@ def rounded(data: Data, precision: str) -> Data:
 @pytest.mark.parametrize("p", PROBLEMS, ids=str)
 def test_agrees_with_float64(p: ConvProblem) -> None:
     data = Data(p)
-    for primitive in share(p, 2):
+    for primitive in share(p):
         got = run(primitive, p, "float32", data.src, data.weight)
         assert error(got, data.conv) <= primitive.error_bound, primitive.name
 
@@ -114,7 +115,7 @@ def test_agrees_with_float64(p: ConvProblem) -> None:
 def test_other_precisions_with_an_epilogue(p: ConvProblem, precision: str) -> None:
     data = rounded(Data(p), precision)
     want = data.convolve(p, data.src) + data.bias.double()[:, None, None] + data.residual
-    for primitive in share(p, 3, precision):
+    for primitive in share(p, precision):
         got = run(
             primitive, p, precision, data.src, data.weight, data.bias, data.residual, Activation("relu")
         )  # fmt: skip
@@ -193,7 +194,7 @@ def test_the_epilogue_alone(size: tuple[int, int, int, int], layout: Layout) -> 
 @pytest.mark.parametrize("p", PROBLEMS[1::3], ids=str)
 def test_integers_are_exact(p: ConvProblem) -> None:
     data = Data(p, integers=True)
-    for primitive in share(p, 2):
+    for primitive in share(p, fewer=2):
         if primitive.family in EXACT_FAMILIES:
             got = run(primitive, p, "float32", data.src, data.weight, data.bias, data.residual)
             assert torch.equal(got, data.sum), primitive.name
@@ -222,7 +223,7 @@ def test_non_finite_in_non_finite_out(p: ConvProblem, value: float) -> None:
     src = data.src.clone()
     src[-1, p.ic // 2, p.ih // 2, p.iw // 2] = value
     reached = ~data.convolve(p, src).isfinite()
-    for primitive in share(p, 3):
+    for primitive in share(p, fewer=2):
         got = run(primitive, p, "float32", src, data.weight, data.bias, None, Activation("relu"))
         assert got[reached & (data.convolve(p, src) != float("-inf"))].isfinite().sum() == 0, primitive.name
         if primitive.family in EXACT_FAMILIES and primitive.name != "grouped_merged_nhwc":
@@ -232,7 +233,7 @@ def test_non_finite_in_non_finite_out(p: ConvProblem, value: float) -> None:
 @pytest.mark.parametrize("p", FEW[1::3], ids=str)
 def test_another_batch_than_planned(p: ConvProblem) -> None:
     data = Data(p.with_batch(3))
-    for primitive in share(p, 2):
+    for primitive in share(p, fewer=2):
         got = run(primitive, p, "float32", data.src, data.weight, data.bias)
         assert error(got, data.conv + data.bias.double()[:, None, None]) <= primitive.error_bound, primitive.name
 
@@ -242,8 +243,8 @@ def test_each_primitive_is_run() -> None:
         if primitive.shared_bytes() > here().l1d_bytes:
             continue  # on a smaller GPU than the H200 that is assumed where there is none
         precision = primitive.precisions[0]
-        problems, parts = (PROBLEMS, 2) if precision == "float32" else (FEW, 3)
-        assert any(primitive in share(p, parts, precision) for p in problems), primitive.name
+        problems = PROBLEMS if precision == "float32" else FEW
+        assert any(primitive in share(p, precision) for p in problems), primitive.name
 
 
 def test_an_empty_batch() -> None:
@@ -258,7 +259,7 @@ def test_an_empty_batch() -> None:
 def test_strict_feels_outliers_only_where_the_kernel_reaches(p: ConvProblem, value: float) -> None:
     data = Data(p)
     src, free = with_outliers(p, data, value)
-    for primitive in share(p, 2):
+    for primitive in share(p, fewer=2):
         if primitive.accuracy == "strict":
             got = run(primitive, p, "float32", src, data.weight)
             assert error(got[free], data.conv[free]) <= primitive.error_bound, primitive.name

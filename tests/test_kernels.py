@@ -20,6 +20,8 @@ from convselect.primitive import primitives
 from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 ISAS = ("neon",) if MACHINE.isa == "neon" else ("avx512", "avx2", "portable")
 CROSS = "aarch64-linux-gnu-g++"

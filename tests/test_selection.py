@@ -31,6 +31,9 @@ from convselect.selection import solve
 
 pytestmark = pytest.mark.usefixtures("solver_clock")
 
+FEW = ("alexnet", "googlenet", "resnet18", "mobilenet_v2")
+"""Networks that take seconds, with cells, residuals and chains; the others take a minute and a half more."""
+
 Candidates = dict[torch.fx.Node, list[Candidate]]
 
 
@@ -50,8 +53,9 @@ def network(name: str) -> tuple[Prepared, Candidates, OperatorCosts]:
     return prepared, *with_costs(prepared)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="the networks are torchvision's")
-@pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in DEFAULT])
 def test_networks_equal_milp(name: str) -> None:
     """With the model's costs, and with ones that make every layout as good as any."""
     prepared, candidates, costs = network(name)
@@ -100,7 +104,7 @@ def test_assignment_is_the_best_of_all_graphs(name: str) -> None:
     (problem,) = {spec.problem for spec in prepared.convs.values()}
     primitives = {(p.src_layout, p.dst_layout): p for p in able(problem, machine.cpu(), "default")[0]}
     assert len(primitives) == 3
-    for _ in range(12):
+    for _ in range(4):
         price = defaultdict[tuple[str, int], float](lambda: float(rng.uniform(0.0, 2.0)))
         costs = OperatorCosts(lambda key, size: price[key, size])  # noqa: B023
         candidates = {

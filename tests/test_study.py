@@ -28,6 +28,8 @@ from convselect.study.choose import choose
 from convselect.study.evaluate import evaluate, split, summary
 from convselect.study.methods import RANDOM, Prediction, columns, factors
 
+pytestmark = pytest.mark.heavy
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SPEEDS = {"direct-a": 20.0, "direct-b": 25.0, "im2col-a": 70.0, "im2col-b": 80.0, "winograd-a": 200.0}
 OTHER = {"direct": 2.5, "im2col": 1.2, "winograd": 5.0}
@@ -35,7 +37,7 @@ OTHER = {"direct": 2.5, "im2col": 1.2, "winograd": 5.0}
 KEYS = {"method", "samples", "repeat", "mdrae", "slowdown_total", "slowdown_geomean", "train_s"}
 
 
-def table(slower: Mapping[str, float], count: int = 260) -> pa.Table:
+def table(slower: Mapping[str, float], count: int = 150) -> pa.Table:
     """A table in the long format; the second machine, of `slower`, has a small cache beside its factors."""
     rng = np.random.default_rng(0)
     rows = []
