@@ -130,7 +130,7 @@ def check_compiled(sketch: Sketch) -> None:
             check(model, inputs(n, number), fast, lambda: torch.compile(model, backend="aot_eager"))
 
 
-@pytest.mark.slow  # takes minutes, and has a failing example to be understood
+@pytest.mark.heavy
 @fuzz(160)
 @given(sketches(), variants)
 def test_plans(sketch: Sketch, variant: Variant) -> None:

@@ -258,6 +258,8 @@ class Steps:
         mb, channels, h, w = self.sizes(node)
         for operand in node.args[0]:
             count = self.sizes(operand)[1]
+            if count == 0:
+                continue
             value = self.values[operand]
             if nhwc:
                 dst = Value(Address(whole.address.buffer, whole.address.offset + first), whole.stride)
