@@ -89,6 +89,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "view, batch norm": (lambda: Model(lambda m, x: m.norm(x.view(-1, 4, 3, 3)), norm=nn.BatchNorm2d(4)),
                          (drawn(2, 36),)),
     "view, sum": (lambda: Model(lambda m, x: x.view(-1, 4, 3, 3) + x.view(-1, 4, 3, 3).relu()), (drawn(2, 36),)),
+    "cat of no channels": (lambda: Model(lambda m, x: torch.cat([x[:, :0], m.conv(x)], 1), conv=conv(3, 4)),
+                           (drawn(2, 3, 8, 8),)),
     "view, cat": (lambda: Model(lambda m, x: torch.cat([x.view(-1, 4, 3, 3), m.conv(x.view(-1, 4, 3, 3))], 1),
                                 conv=conv(4, 4)), (drawn(2, 36),)),
     "one channel, view": (lambda: Model(lambda m, x: F.hardsigmoid(m.conv(x).view(-1, 4, 3, 3)) + 1, conv=conv(4, 1)),
