@@ -373,6 +373,8 @@ void run_nchw(const Call& call) {
           FLAT[min_of(Phases::BLOCK, registers - v)](phases + i * batch.plane_floats + y * f.pitch + v * VL, shift,
                                                      call.packed + c * taps, taps, bias,
                                                      chunk + i * batch.chunk_floats + v * VL);
+        // The last row's last register reads on; what lay there may be subnormal, and slow.
+        store(chunk + i * batch.chunk_floats + registers * VL, Vec{});
       }
       for (int64_t i = 0; i < count; ++i)
         finish_rows(call, chunk + i * batch.chunk_floats, f.pitch, ((first + i) * oh + y) * ow, rows, ow);

@@ -85,6 +85,9 @@ void run(const Call& call) {
     int64_t* offsets = reinterpret_cast<int64_t*>(c + band.c_floats);
     for (int64_t i = 0; i < ic; ++i)
       split(p, band, call.src + (image * p.ic + group * ic + i) * p.ih * p.iw, y0 * p.sh - p.ph, copy + i * band.plane);
+    // The last vector of columns reads on behind the last plane; what it computes of that is dropped, but what lay
+    // there may be subnormal, and slow.
+    for (int64_t j = 0; j < VL; ++j) copy[ic * band.plane + j] = 0.0f;
     for (int64_t ky = 0; ky < p.kh; ++ky)
       for (int64_t kx = 0; kx < p.kw; ++kx) {
         const int64_t y = ky * p.dh, x = kx * p.dw, phase = y % p.sh * p.sw + x % p.sw;
