@@ -39,7 +39,7 @@ _DETECTION: dict[str, dict[str, Any]] = {
 _SEGMENTATION = ("deeplabv3", "fcn", "lraspp")
 _VIDEO = {
     "mc3_18": (8, 64), "r3d_18": (8, 64), "r2plus1d_18": (8, 64), "s3d": (16, 224),
-    "mvit_v1_b": (4, 64), "mvit_v2_s": (4, 64), "swin3d_b": (4, 64), "swin3d_s": (4, 64), "swin3d_t": (4, 64),
+    "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "swin3d_b": (4, 64), "swin3d_s": (4, 64), "swin3d_t": (4, 64),
 }  # fmt: skip
 """Pictures, and their side."""
 _SIDE = {"inception_v3": 96, "quantized_inception_v3": 96, "maxvit_t": 224}
@@ -82,8 +82,7 @@ def _vision(name: str) -> tuple[nn.Module, Inputs]:
         return make(name, weights=None), lambda batch: (torch.rand(batch, 3, 128, 128), torch.rand(batch, 3, 128, 128))
     if name in _VIDEO:
         frames, side = _VIDEO[name]
-        sizes = {"spatial_size": (side, side), "temporal_size": frames} if name.startswith("mvit") else {}
-        return make(name, weights=None, **sizes), lambda batch: (torch.randn(batch, 3, frames, side, side),)
+        return make(name, weights=None), lambda batch: (torch.randn(batch, 3, frames, side, side),)
     side = _SIDE.get(name, 64)
     more: dict[str, Any] = {}
     if name.startswith("vit"):
