@@ -19,10 +19,11 @@ BIN := .venv/bin
 STAMPS := .venv/stamps
 KERNEL_SOURCES := $(wildcard kernels/cpu/*)
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
+SANITIZED := build/kernel_test/sanitized
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test check bench zoo lint format clean FORCE
+.PHONY: demo test check sanitize bench zoo lint format clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install $(STAMPS)/torchvision
@@ -34,6 +35,14 @@ test: lint $(STAMPS)/torchvision
 # For daily work, under two minutes: every test, with one in fifty of its cases, but for those that build or run much.
 check: lint $(STAMPS)/torchvision
 	$(PYTEST) --one-in 50 -m 'not slow and not heavy'
+
+# The programs, the operators and the fuzz with the library under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMPS)/install $(STAMPS)/test
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B $(SANITIZED) -DCONVSELECT_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	  ASAN_OPTIONS=detect_leaks=0 CONVSELECT_SANITIZED=$(SANITIZED) \
+	  $(BIN)/pytest tests/test_program.py tests/test_operators.py tests/test_verify.py tests/test_fuzz.py
 
 bench: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/peers
 	$(BIN)/python benchmarks/run.py $(NETWORKS) --settings $(SETTINGS) $(BENCH_ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Of each process, whatever the machine; threads that wait leave their processor to other processes.
 os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
@@ -16,6 +17,11 @@ from clock import Clock
 # Triton's kernels run on the GPU if there is one, else in its interpreter; Triton must know when it is imported.
 if not torch.cuda.is_available() or torch.version.hip:
     os.environ["TRITON_INTERPRET"] = "1"
+
+# `make sanitize` names a folder with the library as it builds it.
+if folder := os.environ.get("CONVSELECT_SANITIZED"):
+    load_library = torch.ops.load_library
+    torch.ops.load_library = lambda path: load_library(Path(folder, Path(path).name))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
