@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 from zoo_networks import names
-from zoo_page import FAULTS, page, said
+from zoo_page import FAULTS, measured, page, said
 
 FOLDER = Path(__file__).with_name("zoo")
 CHECK = Path(__file__).with_name("zoo_check.py")
@@ -124,7 +124,7 @@ def main(networks: tuple[str, ...], part: str | None, again: bool) -> None:
             keep(each, rows)
             click.echo(f"[{count}/{len(todo)}] {name}: {said(row)}")
         faulty |= any(rows[name]["status"] in FAULTS for name in wanted)
-    (FOLDER.parent / "ZOO.md").write_text(page(*map(kept, PARTS)))
+    (FOLDER.parent / "ZOO.md").write_text(page(*map(kept, PARTS), measured()))
     sys.exit(faulty)
 
 
