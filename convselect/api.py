@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parameter import is_lazy
 
 from convselect import calibration
@@ -70,6 +71,8 @@ def compile(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is {model!r} ({type(model).__name__}), must be a torch.nn.Module")
+    if isinstance(model, OptimizedModule):  # compiled before: `torch.compile` compiles what it was made of, too
+        model = model._orig_mod
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
             raise ValueError(f"{name!r} is not initialised; run the model once on an example input before compiling it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convselect
+from convselect.runtime import run_graphs
 from convselect.shortcut import _versions_work
 
 CHANNELS_LAST = torch.channels_last
@@ -266,6 +268,15 @@ def test_part_of_another_compiled_model() -> None:
     with torch.inference_mode():
         fast = torch.compile(outer, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(fast(x), inner(x) + 1)
+
+
+@pytest.mark.parametrize("first", [torch.compile, partial(convselect.compile, calibrate="never")])
+def test_compiled_before(first: Callable[[nn.Module], nn.Module]) -> None:
+    model, (x,) = nn.Sequential(conv(3, 4), nn.ReLU()).eval(), IMAGE
+    fast = convselect.compile(first(model), calibrate="never", accuracy="strict")
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), model(x))
+        assert [run.graph.plan.accuracy for run in run_graphs(fast, [x])] == ["strict"]
 
 
 def test_arguments_in_containers_need_no_guards(guarded: list[int]) -> None:
