@@ -99,7 +99,8 @@ def test_stays_whole(api: str, name: str) -> None:
     with torch.inference_mode():
         for size, layout in itertools.product(((2, 4, 8, 8), (3, 4, 9, 10)), LAYOUTS):
             x = drawn(*size).contiguous(memory_format=layout)
-            check(model, [x], fast, lambda: torch.compile(model, backend="aot_eager"))
+            got = check(model, [x], fast, lambda: torch.compile(model, backend="aot_eager"))
+            assert name == "rrelu" or got.tensors[-1].stride() == model(x).stride()  # torch's own are not eager's there
             ran = [node.target.__name__ for node in nodes(fast, x) if isinstance(node.target, torch._ops.OpOverload)]
             assert sum(name in same for name in ran) == 1, ran
             assert not [name for name in ran if "index" in name or "arange" in name or "scatter" in name]

@@ -40,32 +40,31 @@ def simplify(graph: Graph, constant: set[Node]) -> None:
 def _drop_clone(graph: Graph, node: Node) -> None:
     """A copy, such as dropout's in inference, of what the graph computes, for operators of the graph.
 
-    In a captured graph only inputs are written to, after all else, so a copy of one may have to outlive it. A result of
-    the graph keeps its own memory, and `as_strided` would read another's.
+    In a captured graph only inputs are written to, after all else, so a copy of one may have to outlive it.
     """
     src = node.args[0]
     if node.kwargs or src.meta["val"].stride() != node.meta["val"].stride():
         return
-    computed = all(origin.op == "call_function" for origin in origins(src))
-    if computed and not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
-        node.replace_all_uses_with(src)
-        graph.erase_node(node)
+    if all(origin.op == "call_function" for origin in origins(src)):
+        _read_its_source(graph, node)
 
 
 def _drop_strides_of_ones(graph: Graph, node: Node) -> None:
-    """`as_strided` that changes nothing but strides of dimensions of size one: what `AdaptiveAvgPool2d(1)` ends in.
-
-    Only a result of the graph shows them.
-    """
+    """`as_strided` that changes nothing but strides of dimensions of size one: what `AdaptiveAvgPool2d(1)` ends in."""
     src, size, stride, *offset = node.args
     value = src.meta["val"]
     sizes = _expressions(size)
     if _expressions([value.storage_offset(), *offset]) not in ([0], [0, 0]) or sizes != _expressions(value.shape):
         return
     strides = zip(sizes, _expressions(value.stride()), _expressions(stride), strict=True)
-    same = all(n == 1 or one == other for n, one, other in strides)
-    if same and not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
-        node.replace_all_uses_with(src)
+    if all(n == 1 or one == other for n, one, other in strides):
+        _read_its_source(graph, node)
+
+
+def _read_its_source(graph: Graph, node: Node) -> None:
+    """Drops `node`, of its source's values, but where its memory or its strides show: in a result, by `as_strided`."""
+    if not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
+        node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
 
 
