@@ -10,21 +10,26 @@ NETWORK is the beginning of a name, such as timm/ or torchvision/resnet. Ends wi
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import click
 from zoo_networks import names
-from zoo_page import FAULTS, measured, page, said
+from zoo_page import FAULTS, page, said
+
+from convselect.machine import cpu
 
 FOLDER = Path(__file__).with_name("zoo")
 CHECK = Path(__file__).with_name("zoo_check.py")
@@ -53,12 +58,18 @@ def keep(part: str, rows: dict[str, Row]) -> None:
 
 def check(part: str, name: str, core: int) -> Row:
     """The row of one network. Where it raises, torch's own backend without a compiler is asked whether it does too."""
-    row = run(part, name, core)
+    row = run(part, name, core) | {"measured": measured()}
     if row["status"] in ("raises", "crash"):
         theirs = run("plain", name, core)
         if "raised" in theirs:
             row |= {"status": "torch raises", "torch_raised": theirs["raised"]}
     return row
+
+
+def measured() -> str:
+    """On which machine and when: a sweep may go on on another one."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
+    return f"{cpu()}, Python {platform.python_version()}, {versions}, {datetime.date.today()}"
 
 
 def run(part: str, name: str, core: int) -> Row:
@@ -124,7 +135,7 @@ def main(networks: tuple[str, ...], part: str | None, again: bool) -> None:
             keep(each, rows)
             click.echo(f"[{count}/{len(todo)}] {name}: {said(row)}")
         faulty |= any(rows[name]["status"] in FAULTS for name in wanted)
-    (FOLDER.parent / "ZOO.md").write_text(page(*map(kept, PARTS), measured()))
+    (FOLDER.parent / "ZOO.md").write_text(page(*map(kept, PARTS)))
     sys.exit(faulty)
 
 

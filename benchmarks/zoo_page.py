@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import version
+from itertools import chain
 from typing import Any
-
-from convselect.machine import cpu
 
 FAULTS = ("wrong", "crash", "raises", "out of time", "defect", "form")
 """Statuses that are ours to mend, the worst first."""
@@ -52,18 +48,13 @@ def said(row: Row) -> str:
     return "; ".join(parts)
 
 
-def measured() -> str:
-    """Where and when: this machine, today."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
-    return f"{cpu()}, Python {platform.python_version()}, {versions}, {datetime.date.today()}"
-
-
-def page(results: dict[str, Row], times: dict[str, Row], where: str) -> str:
+def page(results: dict[str, Row], times: dict[str, Row]) -> str:
     """Faults first, then what is slower than eager, then what is left to ATen, then all rows."""
     counts = Counter(row["status"] for row in results.values())
     slow = [name for name, row in times.items() if is_slower(row)]
     timed = [row for row in times.values() if row["status"] == "timed"]
-    lines = ["# The zoo", "", INTRO, f"{where}.", ""]
+    measured = Counter(row["measured"] for row in chain(results.values(), times.values()))
+    lines = ["# The zoo", "", INTRO, *(f"- {count} rows: {where}" for where, count in measured.items()), ""]
     lines.append(f"{len(results)} networks: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()) + ".")
     if timed:
         long = sum(row["convselect_first_s"] > LONG_S for row in timed)

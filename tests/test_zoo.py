@@ -103,12 +103,15 @@ def test_a_process_that_ends_by_itself_is_a_row(tmp_path: Path, monkeypatch: pyt
 
 
 def test_faults_come_first_and_slower_ones_next() -> None:
-    time = {"status": "timed", "convselect_first_s": 1.0, "aot_eager_first_s": 0.5, "ms": 2.0}
-    results = {name: {"status": status} for name, status in (("a", "right"), ("b", "form"), ("c", "wrong"))}
+    time = {"status": "timed", "measured": "here", "convselect_first_s": 1.0, "aot_eager_first_s": 0.5, "ms": 2.0}
+    results = {
+        name: {"status": status, "measured": "here"} for name, status in (("a", "right"), ("b", "form"), ("c", "wrong"))
+    }
     times = {"a": {**time, "ratio": 1.2, "ratio_median": 1.3}, "b": {**time, "ratio": 1.2, "ratio_median": 1.0}}
-    text = zoo_page.page(results, times, "a machine")
+    text = zoo_page.page(results, times)
     parts = ["## Wrong", "`c`", "## Form", "`b`", "## Slower than eager", "`a`", "## All"]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+    assert "5 rows: here" in text
     assert "2 timed: 1 slower" in text
 
 
