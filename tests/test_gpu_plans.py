@@ -187,6 +187,9 @@ class Interpreted(Backend):
         ("winograd", True, "eager"),
         ("im2row", False, "eager"),
         ("any", True, "eager"),
+        pytest.param("winograd", False, "eager", marks=pytest.mark.slow),
+        pytest.param("im2row", True, "eager", marks=pytest.mark.slow),
+        pytest.param("any", False, "eager", marks=pytest.mark.slow),
         ("any", False, "inductor"),
     ],
 )

@@ -20,6 +20,8 @@ pytestmark = [
 
 BOUNDS = {"default": 2e-5, "strict": 3e-6}
 """rel-L2 at the logits, by accuracy."""
+STRICT = ("resnet18", "mobilenet_v2")
+"""Networks whose strict plans are tried by default."""
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +35,11 @@ def network(name: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
 @pytest.mark.usefixtures("solver_clock")
 @pytest.mark.parametrize(
     ("name", "accuracy"),
-    [*((name, "default") for name in DEFAULT), *((name, "strict") for name in ("resnet18", "mobilenet_v2"))],
+    [
+        pytest.param(name, accuracy, marks=[] if accuracy == "default" or name in STRICT else pytest.mark.slow)
+        for name in DEFAULT
+        for accuracy in BOUNDS
+    ],
 )
 def test_logits(name: str, accuracy: str) -> None:
     torch._dynamo.reset()
