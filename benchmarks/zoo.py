@@ -58,7 +58,7 @@ def keep(part: str, rows: dict[str, Row]) -> None:
 
 def check(part: str, name: str, core: int) -> Row:
     """The row of one network. Where it raises, torch's own backend without a compiler is asked whether it does too."""
-    row = run(part, name, core) | {"measured": measured()}
+    row = run(part, name, core)
     if row["status"] in ("raises", "crash"):
         theirs = run("plain", name, core)
         if "raised" in theirs:
@@ -125,13 +125,13 @@ def sweep(part: str, todo: list[str]) -> Iterator[tuple[str, Row]]:
 @click.option("--again", is_flag=True, help="Also networks that have a row.")
 def main(networks: tuple[str, ...], part: str | None, again: bool) -> None:
     wanted = [name for name in names() if not networks or name.startswith(networks)]
-    faulty = False
+    faulty, where = False, measured()
     for each in [part] if part else PARTS:
         rows = kept(each)
         todo = [name for name in wanted if again or name not in rows]
         click.echo(f"{each}: {len(todo)} of {len(wanted)} networks to run")
         for count, (name, row) in enumerate(sweep(each, todo), 1):
-            rows[name] = row
+            rows[name] = row | {"measured": where}
             keep(each, rows)
             click.echo(f"[{count}/{len(todo)}] {name}: {said(row)}")
         faulty |= any(rows[name]["status"] in FAULTS for name in wanted)
