@@ -20,7 +20,7 @@ STAMPS := .venv/stamps
 KERNEL_SOURCES := $(wildcard kernels/cpu/*)
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
 SANITIZED := build/kernel_test/sanitized
-PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: demo test check sanitize bench zoo lint format clean FORCE

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seen[test] += 1
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-    # Files that take long first, so that no process is alone with one in the end (pytest-xdist gives them out in turn).
+    # Files that take long first, so that no process is alone with one in the end.
     heavy = {item.path for item in kept if item.get_closest_marker("heavy")}
     items[:] = sorted(kept, key=lambda item: item.path not in heavy)
 

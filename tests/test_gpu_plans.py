@@ -182,11 +182,11 @@ class Interpreted(Backend):
 @pytest.mark.parametrize(
     ("family", "channels_last", "remainder"),
     [
-        ("igemm", False, "eager"),
         ("igemm", True, "eager"),
         ("winograd", True, "eager"),
         ("im2row", False, "eager"),
-        ("any", True, "eager"),
+        pytest.param("igemm", False, "eager", marks=pytest.mark.slow),
+        pytest.param("any", True, "eager", marks=pytest.mark.slow),
         pytest.param("winograd", False, "eager", marks=pytest.mark.slow),
         pytest.param("im2row", True, "eager", marks=pytest.mark.slow),
         pytest.param("any", False, "eager", marks=pytest.mark.slow),

@@ -20,8 +20,11 @@ pytestmark = [
 
 BOUNDS = {"default": 2e-5, "strict": 3e-6}
 """rel-L2 at the logits, by accuracy."""
-STRICT = ("resnet18", "mobilenet_v2")
-"""Networks whose strict plans are tried by default."""
+CASES = {
+    "default": ("alexnet", "efficientnet_b0", "googlenet", "mobilenet_v2", "squeezenet1_1"),
+    "strict": ("resnet18",),
+}
+"""What is tried by default."""
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +39,7 @@ def network(name: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "accuracy"),
     [
-        pytest.param(name, accuracy, marks=[] if accuracy == "default" or name in STRICT else pytest.mark.slow)
+        pytest.param(name, accuracy, marks=[] if name in CASES[accuracy] else pytest.mark.slow)
         for name in DEFAULT
         for accuracy in BOUNDS
     ],

@@ -1,6 +1,6 @@
 """PyTorch's own samples of its operators and modules, each as eager runs it: values, strides, and shared memory.
 
-Convolutions take all samples in all layouts; of others layouts take turns, and `-m slow` takes all.
+Convolutions with parameters take all samples in all layouts; elsewhere layouts take turns, and `-m slow` takes all.
 """
 
 from __future__ import annotations
@@ -165,17 +165,16 @@ def crossed(calls: Sequence[Call]) -> list[Call]:
 
 
 def in_turn(calls: Sequence[Call]) -> list[Call]:
-    """A few calls, each as it is and in one other layout."""
+    """A few calls, each in one layout, or as it is where eager does not run that."""
     few = calls[:: math.ceil(len(calls) / MOST_SAMPLES)]
-    others = itertools.cycle(list(LAYOUTS)[1:])
-    laid_out = [call.laid_out(next(others)) for call in few]
-    return [*few, *(call for call in laid_out if call.is_valid())]
+    laid_out = [call.laid_out(layout) for call, layout in zip(few, itertools.cycle(LAYOUTS), strict=False)]
+    return [changed if changed.is_valid() else call for call, changed in zip(few, laid_out, strict=True)]
 
 
 @pytest.mark.parametrize("weights", [True, False], ids=["parameters", "inputs"])
 @pytest.mark.parametrize("info", infos(CONVOLUTIONS, "nn.functional."))
 def test_convolutions(info: OpInfo, weights: bool) -> None:
-    check_calls(crossed(calls_of(info)), weights)
+    check_calls(crossed(calls_of(info)) if weights else in_turn(calls_of(info)), weights)
 
 
 @pytest.mark.parametrize("info", infos(FUNCTIONS, "nn.functional.") + infos(OPERATORS))
@@ -185,8 +184,8 @@ def test_functions(info: OpInfo) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", [True, False], ids=["parameters", "inputs"])
-@pytest.mark.parametrize("info", infos(FUNCTIONS, "nn.functional.") + infos(OPERATORS))
-def test_all_samples_of_functions(info: OpInfo, weights: bool) -> None:
+@pytest.mark.parametrize("info", infos(CONVOLUTIONS + FUNCTIONS, "nn.functional.") + infos(OPERATORS))
+def test_all_samples(info: OpInfo, weights: bool) -> None:
     calls = crossed(calls_of(info))
     for start in range(0, len(calls), 50):
         check_calls(calls[start : start + 50], weights)
