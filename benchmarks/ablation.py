@@ -15,9 +15,9 @@ import click
 import numpy as np
 from rich.progress import Progress
 
-from convselect.costs import process
+from convselect.costs import gaussian_process
+from convselect.costs.gaussian_process import LEVELS, Kin
 from convselect.costs.metrics import quality
-from convselect.costs.process import LEVELS, Kin
 from convselect.costs.tables import read
 from convselect.costs.train import learn
 from convselect.costs.transfer import Adapted
@@ -30,8 +30,8 @@ NONE = -8.0
 
 
 def without(part: slice) -> Mapping[str, object]:
-    """Constants of `process` with which `part` of the widths is nought and stays so."""
-    typical, tolerance = process._TYPICAL.copy(), process._TOLERANCE.copy()
+    """Constants of `gaussian_process` with which `part` of the widths is nought and stays so."""
+    typical, tolerance = gaussian_process._TYPICAL.copy(), gaussian_process._TOLERANCE.copy()
     typical[part], tolerance[part] = NONE, 1e-3
     return {"_TYPICAL": typical, "_TOLERANCE": tolerance}
 
@@ -46,7 +46,7 @@ VARIANTS: dict[str, Mapping[str, object]] = {
     "no waves": without(slice(2 * LEVELS, 3 * LEVELS)),
     "no slopes": without(slice(LEVELS, 2 * LEVELS)),
     "neither waves nor slopes: offsets": without(slice(LEVELS, 3 * LEVELS)),
-    "no deviation of a problem as a whole": without(slice(process._COMMON, process._COMMON + 1)),
+    "no deviation of a problem as a whole": without(slice(gaussian_process._COMMON, gaussian_process._COMMON + 1)),
     "all primitives alike": {},
 }  # fmt: skip
 
@@ -75,7 +75,10 @@ def main(source: Path, target: Path, samples: int, repeats: int) -> None:
             drawn = np.random.default_rng(repeat).permutation(len(pool))[:samples]
             rows = drawn if name == "random samples" else choose(model, pool, samples, repeat)
             kin = all_alike if name == "all primitives alike" else same_for_all
-            with patch.multiple(process, **{"_STEPS": process._STEPS, **constants}), patch.object(Adapted, "_kin", kin):
+            with (
+                patch.multiple(gaussian_process, **{"_STEPS": gaussian_process._STEPS, **constants}),
+                patch.object(Adapted, "_kin", kin),
+            ):
                 prediction = ours(known, pool.take(rows), held, repeat)
             found.append((*quality(np.exp(prediction.log_ms), held.ms), coverage(prediction, held)))
         mean, spread = np.mean(np.array(found, float), axis=0), np.std(np.array(found, float), axis=0)

@@ -52,12 +52,12 @@ from convselect.bench.gpu.floor import SIZES, floor_ms, layers
 from convselect.bench.gpu.profile import compile_kernels, profile
 from convselect.bench.gpu.report import missing, page
 from convselect.bench.gpu.supervise import Note, read, stop, supervise, tell, write
-from convselect.costs import model_for, roofline, shipped, tables
+from convselect.costs import model_for, prior, shipped, tables
 from convselect.costs.train import train
 from convselect.machine import Gpu, gpu
+from convselect.measure.profiling import operators_path
 from convselect.primitive import primitives
 from convselect.problem import ConvProblem
-from convselect.profiling import operators_path
 
 BATCHES = (1, 32)
 _TELLING = ("resnet50", "mobilenet_v2", "vgg16", "efficientnet_b0")
@@ -179,8 +179,8 @@ def layer_sums(profile: tables.Profile, here: Gpu) -> Iterator[dict[str, Any]]:
             if not all(p in row for p in convs):
                 continue
             ms = profile.ms[[row[p] for p in convs]]
-            prior = roofline.primitives_ms(convs, [(n, families.get(n, n)) for n in names], here)
-            chosen = np.where(np.isfinite(ms), prior, np.inf).argmin(axis=1)
+            predicted = prior.primitives_ms(convs, [(n, families.get(n, n)) for n in names], here)
+            chosen = np.where(np.isfinite(ms), predicted, np.inf).argmin(axis=1)
             cudnn = np.nanmin(ms[:, [n.startswith("cudnn") for n in names]], axis=1)
             yield {
                 "network": name, "batch": batch, "precision": here.precision, "cudnn": float(cudnn.sum()),

@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from convselect import machine
 from convselect.backend import captured
 from convselect.bench.networks import load
+from convselect.choices import choices_for
 from convselect.costs import CostModel, Costs, Samples, model_for, shipped
 from convselect.costs.transfer import Adapted
 from convselect.graph.assign import Candidate, Instance, OperatorCosts
 from convselect.options import Options
-from convselect.planning import choices_for
 from convselect.problem import ConvProblem
 from convselect.selection import solve
 

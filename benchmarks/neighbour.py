@@ -23,9 +23,9 @@ from convselect import machine
 from convselect.bench.networks import load
 from convselect.bench.oracle import Judge
 from convselect.bench.report import geomean
+from convselect.choices import predict
 from convselect.costs import CostModel, shipped
 from convselect.options import Options
-from convselect.planning import predict
 
 NETWORKS = ("resnet18", "resnet50", "googlenet", "squeezenet1_1", "mobilenet_v2", "efficientnet_b0")
 

@@ -31,7 +31,7 @@ from convselect.bench.networks import DEFAULT, load
 from convselect.bench.report import geomean
 from convselect.costs.tables import GROUP, group
 from convselect.costs.train import train
-from convselect.profiling import operators_path
+from convselect.measure.profiling import operators_path
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "oracle"

@@ -17,7 +17,7 @@ import torch
 import convselect
 from convselect import machine
 from convselect.bench.networks import build
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 NETWORKS = ("mobilenet_v2", "squeezenet1_1", "efficientnet_b0", "googlenet", "resnet18", "resnet50", "densenet121")
 

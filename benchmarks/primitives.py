@@ -21,10 +21,10 @@ from make_grid import convolutions
 
 from convselect import machine
 from convselect.bench.peak import gemm_gflops
+from convselect.measure.cpu import PrimitiveTimer, interleaved
+from convselect.measure.progress import reporting
 from convselect.primitive import candidates, get
 from convselect.problem import ConvProblem
-from convselect.progress import reporting
-from convselect.timing import PrimitiveTimer, interleaved
 
 NETWORKS = {
     "alexnet": 224, "vgg16": 224, "googlenet": 224, "inception_v3": 299, "resnet18": 224, "resnet50": 224,

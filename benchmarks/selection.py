@@ -25,16 +25,16 @@ from convselect.backend import Backend, Prepared, captured
 from convselect.bench.networks import DEFAULT, load
 from convselect.bench.report import geomean
 from convselect.bench.runner import Protocol, interleave
+from convselect.choices import Choices, choices_for
 from convselect.graph.assign import Assignment, Candidate, OperatorCosts, assign
 from convselect.graph.target import Target
 from convselect.layout import Layout
+from convselect.measure.cpu import interleaved
+from convselect.measure.progress import reporting
 from convselect.options import Options
-from convselect.planning import Choices, choices_for
 from convselect.primitive import primitives
 from convselect.problem import ConvProblem
-from convselect.progress import reporting
-from convselect.runtime import Run, run_graphs
-from convselect.timing import interleaved
+from convselect.runtime.compiled import Run, run_graphs
 
 OPTIONS = Options(calibrate="never")
 PROTOCOL = Protocol(rounds=15, runs=5, settle_ms=20)

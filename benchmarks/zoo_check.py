@@ -25,7 +25,7 @@ from zoo_networks import build
 import convselect
 from convselect import ConvselectWarning
 from convselect.bench.runner import Protocol, interleave
-from convselect.runtime import recording
+from convselect.runtime.compiled import recording
 
 BATCHES = (1, 2)
 """The second makes Dynamo compile for any batch."""

@@ -12,14 +12,14 @@ import torch
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parameter import is_lazy
 
-from convselect import calibration
 from convselect.backend import Backend
-from convselect.explanation import Explanation
+from convselect.measure import calibration
 from convselect.options import Options
-from convselect.plan import merged
-from convselect.runtime import run_graphs
-from convselect.shortcut import as_compiled
-from convselect.watcher import Watcher
+from convselect.plan.explanation import Explanation
+from convselect.plan.plan import merged
+from convselect.runtime.compiled import run_graphs
+from convselect.runtime.shortcut import as_compiled
+from convselect.runtime.watcher import Watcher
 
 _MOST_SIZES = 64
 """Compilations of one model, for different input sizes and modes, after which torch runs it eagerly and logs so."""

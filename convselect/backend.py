@@ -16,9 +16,10 @@ from torch._dispatch.python import no_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import Graph, GraphModule, Node
 
-from convselect.cuda_graphs import CAPTURED, Cuda, CudaGraphs, refusal
+from convselect.choices import Choices, choices_for, plan_of, unconverted_plan
 from convselect.errors import ConvselectWarning, UnconvertedError, brief
 from convselect.graph.assign import Assignment, OperatorCosts
+from convselect.graph.budget import assign_within
 from convselect.graph.capture import (
     ConvSpec,
     Unconverted,
@@ -29,23 +30,23 @@ from convselect.graph.capture import (
     size_hint,
     static_inputs,
 )
+from convselect.graph.constants import Prepack, pack, split_constants
 from convselect.graph.fold import fold_batch_norms
 from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
 from convselect.graph.linear import replace_linears
 from convselect.graph.lower import Lowered, lower
-from convselect.graph.memory import assign_within
-from convselect.graph.program import split
+from convselect.graph.program.segment import split
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.results import eager_strides
 from convselect.graph.simplify import simplify
 from convselect.graph.target import Target, devices_of, target_of
 from convselect.graph.undecomposed import undecomposed
-from convselect.graph.weights import Constants, Prepack, pack, split_constants
 from convselect.options import Options
-from convselect.plan import TransformPlan
-from convselect.planning import Choices, choices_for, plan_of, unconverted_plan
+from convselect.plan.plan import TransformPlan
 from convselect.problem import ConvProblem
-from convselect.runtime import CompiledGraph
+from convselect.runtime.compiled import CompiledGraph
+from convselect.runtime.cuda_graphs import CAPTURED, Cuda, CudaGraphs, refusal
+from convselect.runtime.weights import Constants
 
 
 class Backend:
@@ -73,7 +74,7 @@ class Backend:
 
     def choices(self, problems: Sequence[ConvProblem], target: Target) -> Choices:
         """What can run each problem, and what it costs. A subclass may choose among less."""
-        return choices_for(problems, self.options, target.machine(), target.timer)
+        return choices_for(problems, self.options, target.machine())
 
     def _fall_back(self, message: str) -> None:
         if self.options.strict:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from convselect.backend import Backend
+from convselect.choices import Choices, choices_for
 from convselect.costs import Samples
 from convselect.graph.target import Target
 from convselect.machine import Machine, cpu
-from convselect.planning import Choices, choices_for
 from convselect.problem import ConvProblem
 
 
@@ -48,7 +48,7 @@ def choose(patch: pytest.MonkeyPatch, *names: str) -> None:
     """From now on a plan takes for each layer the first of the primitives `names` that can run it."""
 
     def choices(self: Backend, problems: Sequence[ConvProblem], target: Target) -> Choices:
-        found = choices_for(problems, replace(self.options, calibrate="never"), target.machine(), target.timer)
+        found = choices_for(problems, replace(self.options, calibrate="never"), target.machine())
         taken = {}
         for problem, every in found.candidates.items():
             able = {candidate.primitive.name: candidate for candidate in every}

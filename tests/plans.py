@@ -11,10 +11,10 @@ from typing import Any
 from torch.fx import GraphModule
 
 from convselect.backend import Backend
+from convselect.choices import Choices
 from convselect.graph.target import Target
 from convselect.machine import Machine
 from convselect.options import Options
-from convselect.planning import Choices
 from convselect.problem import ConvProblem
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convselect
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

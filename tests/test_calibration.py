@@ -11,12 +11,13 @@ import torch
 from clock import Clock
 from made_up import Costs
 
-from convselect import calibration, operator_timing, timing
-from convselect.calibration import RULED_OUT, Calibrator, expected_regret
 from convselect.costs import Samples, store
 from convselect.layout import Layout
 from convselect.machine import Machine, cpu
-from convselect.operator_timing import OperatorTime
+from convselect.measure import calibration, operators
+from convselect.measure import cpu as cpu_timing
+from convselect.measure.calibration import RULED_OUT, Calibrator, expected_regret
+from convselect.measure.operators import OperatorTime
 from convselect.primitive import Activation, Primitive, candidates, primitives
 from convselect.problem import ConvProblem
 
@@ -181,7 +182,7 @@ def test_expected_regret() -> None:
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A cost model for the registered primitives, a cache of the test's own, and a clock that goes at each look."""
-    Clock.of(monkeypatch, calibration, operator_timing, timing, look_s=1e-3)
+    Clock.of(monkeypatch, calibration, operators, cpu_timing, look_s=1e-3)
     names = {q.name: 1.0 + 0.02 * i for i, q in enumerate(primitives())}
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
     monkeypatch.setattr(calibration, "model_for", lambda machine: None)

@@ -13,7 +13,7 @@ from torch.fx import Graph, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from convselect import streams
-from convselect.cuda_graphs import MOST_MOVES, MOST_SHAPES, Cuda, CudaGraphs, refusal
+from convselect.runtime.cuda_graphs import MOST_MOVES, MOST_SHAPES, Cuda, CudaGraphs, refusal
 
 CPU = torch.device("cpu")
 

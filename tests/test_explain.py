@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from convselect.explanation import Explanation
-from convselect.picture import order
-from convselect.plan import LayerPlan, OperatorPlan, Plan, TransformPlan, merged
+from convselect.plan.explanation import Explanation
+from convselect.plan.page import order
+from convselect.plan.plan import LayerPlan, OperatorPlan, Plan, TransformPlan, merged
 from convselect.problem import ConvProblem
 
 

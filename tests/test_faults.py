@@ -14,8 +14,8 @@ from made_up import choose
 from torch import nn
 
 import convselect
-from convselect import planning
-from convselect.graph.program import Segment
+from convselect import choices
+from convselect.graph.program.segment import Segment
 from convselect.primitives.kernel import KernelPrimitive
 
 STATM = Path("/proc/self/statm")
@@ -103,7 +103,7 @@ def test_a_run_fails(model: nn.Module, at: int, monkeypatch: pytest.MonkeyPatch)
 @torch.inference_mode()
 def test_a_selection_fails(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = compiled(model)
-    Trap(monkeypatch, planning, "predict").set(1, ValueError("no luck"))
+    Trap(monkeypatch, choices, "predict").set(1, ValueError("no luck"))
     with pytest.raises(ValueError, match="no luck"):
         fast(X)
     close(fast(X), model(X))

@@ -16,15 +16,19 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import convselect
-from convselect import calibration, machine, operator_timing, planning, timing
+from convselect import choices, machine
 from convselect.costs import Samples, store
+from convselect.measure import calibration, operators
+from convselect.measure import cpu as cpu_timing
 from convselect.primitive import primitives
 
 SCRIPT = """
 import pytest, torch, convselect
 from clock import Clock
-from convselect import calibration, operator_timing, timing
-Clock.of(pytest.MonkeyPatch(), calibration, operator_timing, timing, look_s=1e-3)
+from convselect.measure import calibration
+from convselect.measure import operators
+from convselect.measure import cpu as cpu_timing
+Clock.of(pytest.MonkeyPatch(), calibration, operators, cpu_timing, look_s=1e-3)
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3)).eval()
 x = torch.randn(1, 3, 32, 32)
 with torch.inference_mode():
@@ -35,7 +39,7 @@ with torch.inference_mode():
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A calibration makes a few hundred looks, whatever the machine."""
-    return Clock.of(monkeypatch, calibration, operator_timing, timing, look_s=1e-3)
+    return Clock.of(monkeypatch, calibration, operators, cpu_timing, look_s=1e-3)
 
 
 @pytest.fixture
@@ -94,9 +98,7 @@ def test_what_a_first_graph_leaves_of_the_budget_is_for_the_next(cache: Path, mo
 def test_never_is_the_shipped_model_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is a calibration, here one by which the first choice would be slow."""
     factors = {primitive.name: 1.0 + 0.01 * i for i, primitive in enumerate(primitives())}
-    monkeypatch.setattr(
-        planning, "costs_for", lambda machine, samples: Costs(factors, samples=samples, machine=machine)
-    )
+    monkeypatch.setattr(choices, "costs_for", lambda machine, samples: Costs(factors, samples=samples, machine=machine))
     layers = []
     for _ in range(2):
         fast, x = run_once(calibrate="never")

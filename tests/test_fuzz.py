@@ -22,7 +22,7 @@ from without_dynamo import Compiled
 
 import convselect
 from convselect.backend import Backend
-from convselect.graph import slices
+from convselect.graph.program import slices
 from convselect.options import Options
 
 

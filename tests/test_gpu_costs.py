@@ -14,11 +14,12 @@ from clock import Clock
 from gpu import FakeDevice, Named, machine
 
 import convselect
-from convselect import calibration, profiling, timing
-from convselect.costs import Costs, model_for, roofline, store, tables
+from convselect.costs import Costs, model_for, prior, store, tables
 from convselect.costs.operators import DEFAULT
 from convselect.costs.train import Settings, train
-from convselect.gpu_timing import GpuTimer
+from convselect.measure import calibration, profiling
+from convselect.measure import cpu as cpu_timing
+from convselect.measure.cuda import GpuTimer
 from convselect.primitive import primitives
 from convselect.problem import ConvProblem
 
@@ -29,7 +30,7 @@ DEEP = ConvProblem(ic=512, ih=7, iw=7, oc=512, kh=3, kw=3, ph=1, pw=1)
 def ms(p: ConvProblem, precision: str = "float16") -> dict[str, float]:
     here = machine(precision)
     able = [q for q in primitives("cuda") if q.family != "aten" and q.refusal(p, here) is None]
-    row = roofline.primitives_ms([p], [(q.name, q.family) for q in able], here)[0]
+    row = prior.primitives_ms([p], [(q.name, q.family) for q in able], here)[0]
     return dict(zip([q.name for q in able], row.tolist(), strict=True))
 
 
@@ -38,7 +39,7 @@ def test_every_prediction_is_a_time() -> None:
         for precision in ("float32", "tf32", "float16", "bfloat16"):
             times = ms(p, precision)
             assert times
-            assert all(roofline.LAUNCH_MS <= t < 100 for t in times.values())
+            assert all(prior.LAUNCH_MS <= t < 100 for t in times.values())
             more = ms(p.with_batch(4 * p.mb), precision)
             assert all(more[name] >= times[name] for name in times if name in more)
 
@@ -60,8 +61,8 @@ def test_winograd_pays_in_float32_only() -> None:
 
 def test_what_torch_does_not_tell_has_defaults() -> None:
     bare = replace(machine(), clock_khz=0, memory_clock_khz=0, memory_bus_bits=0)
-    assert roofline.primitives_ms([EARLY], [("igemm_64x64_nhwc", "igemm")], bare)[0, 0] > 0
-    assert roofline.Rates.of(replace(bare, isa="gfx942")).fma > 0
+    assert prior.primitives_ms([EARLY], [("igemm_64x64_nhwc", "igemm")], bare)[0, 0] > 0
+    assert prior.Rates.of(replace(bare, isa="gfx942")).fma > 0
 
 
 def test_timer() -> None:
@@ -161,7 +162,7 @@ def test_no_gpu_to_calibrate() -> None:
 def test_calibration_corrects_the_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device on which every call takes as many ms as its name has letters, far from what the prior says."""
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path))
-    Clock.of(monkeypatch, calibration, timing, look_s=1e-3)
+    Clock.of(monkeypatch, calibration, cpu_timing, look_s=1e-3)
     log: list[str] = []
     problems = [ConvProblem(ic=64, ih=size, iw=size, oc=64, kh=3, kw=3, ph=1, pw=1) for size in (14, 28, 56)]
     named = [Named(name, log) for name in ("igemm_64x64", "igemm_128x128_nhwc", "winograd_f2x2_3x3_64x64_nhwc")]

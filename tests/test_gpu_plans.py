@@ -18,20 +18,20 @@ from torch.fx import Graph
 import convselect
 from convselect import backend
 from convselect.backend import Backend, Prepared, _prepacks, captured
-from convselect.cuda_graphs import CAPTURED
+from convselect.choices import Choices, choices_for
 from convselect.graph.assign import Assignment, OperatorCosts, assign
+from convselect.graph.constants import pack
 from convselect.graph.fold import fold_batch_norm, scale_and_shift
 from convselect.graph.lower import Call, Lowered, ScaleShift, lower, to_layout
 from convselect.graph.remainder import traced
 from convselect.graph.target import Target, target_of
-from convselect.graph.weights import pack
 from convselect.layout import Layout
 from convselect.machine import Gpu
 from convselect.options import Options
-from convselect.planning import Choices, choices_for
 from convselect.primitives.gpu import base
 from convselect.problem import ConvProblem
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
+from convselect.runtime.cuda_graphs import CAPTURED
 
 
 class Small(nn.Module):

@@ -13,11 +13,12 @@ from test_gpu_plans import Small
 from torch import nn
 
 import convselect
-from convselect import gpu_timing, machine
-from convselect.cuda_graphs import CAPTURED, Cuda
+from convselect import machine
+from convselect.measure import cuda
 from convselect.primitive import get
 from convselect.primitives.gpu.base import no_triton
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
+from convselect.runtime.cuda_graphs import CAPTURED, Cuda
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no NVIDIA GPU")
 
@@ -329,7 +330,7 @@ def test_each_graph_on_its_own_device() -> None:
 
 
 def test_a_capture_that_raises_leaves_the_stream_as_it_was() -> None:
-    device, x = gpu_timing.Cuda(), torch.zeros(1, device="cuda")
+    device, x = cuda.Cuda(), torch.zeros(1, device="cuda")
 
     def broken() -> None:
         x.add_(1)
@@ -343,9 +344,9 @@ def test_a_capture_that_raises_leaves_the_stream_as_it_was() -> None:
 
 
 def test_memory_of_graphs_that_are_gone_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = gpu_timing.Cuda()
+    device = cuda.Cuda()
     device.elapsed_ms(device.capture(lambda: torch.zeros(2**28, device="cuda")))
     before = torch.cuda.memory_reserved()
-    monkeypatch.setattr("convselect.gpu_timing._IDLE_PART", 1e9)
+    monkeypatch.setattr("convselect.measure.cuda._IDLE_PART", 1e9)
     device.free_memory()
     assert torch.cuda.memory_reserved() <= before - 2**30

@@ -23,7 +23,7 @@ from gpu import RATES, machine, needs_networks
 from convselect.bench.gpu import profile as profiling
 from convselect.bench.gpu.compare import Job
 from convselect.bench.gpu.supervise import Note, read, write
-from convselect.costs import roofline
+from convselect.costs import prior
 from convselect.costs.train import Settings, train
 from convselect.primitive import primitives
 
@@ -111,7 +111,7 @@ def test_models_of_a_gpu(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     able = [q for q in primitives("cuda") if q.family in ("igemm", "cudnn")]
     rows = []
     for p in script.problems("resnet18", 1) + script.problems("resnet18", 32) + script.problems("vgg11", 1):
-        ms = roofline.primitives_ms([p], [(q.name, q.family) for q in able], here)[0]
+        ms = prior.primitives_ms([p], [(q.name, q.family) for q in able], here)[0]
         rows += [
             {**vars(p), "primitive": q.name, "family": q.family, "ms": t, "threads": 1, "machine": str(here)}
             for q, t in zip(able, ms.tolist(), strict=True) if q.refusal(p, here) is None

@@ -12,7 +12,7 @@ from torch import nn
 
 import convselect
 from convselect import backend
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 
 class Mixed(nn.Module):

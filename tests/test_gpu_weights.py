@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule
 
-from convselect.graph import weights
-from convselect.graph.weights import Constants
+from convselect.runtime import weights
+from convselect.runtime.weights import Constants
 
 
 def test_weights_are_packed_again_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

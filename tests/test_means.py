@@ -8,9 +8,9 @@ from torch import nn
 
 import convselect
 from convselect.costs import Costs
-from convselect.graph.program import Segment
+from convselect.graph.program.segment import Segment
 from convselect.layout import Layout
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ import torch
 
 import convselect
 from convselect.bench.networks import DEFAULT, build
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 pytestmark = [
     pytest.mark.heavy,

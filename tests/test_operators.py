@@ -11,9 +11,9 @@ from problems import CORNERS, MACHINE, RANDOM
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.layout import Layout
 from convselect.machine import cpu
-from convselect.pooling import ARGUMENTS
 from convselect.primitive import ACTIVATIONS, get, primitives
 from convselect.primitives.kernel import KernelPrimitive
+from convselect.primitives.pooling import ARGUMENTS
 from convselect.problem import ConvProblem
 
 OPS = torch.ops.convselect

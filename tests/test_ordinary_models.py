@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convselect
-from convselect.runtime import run_graphs
-from convselect.shortcut import _versions_work
+from convselect.runtime.compiled import run_graphs
+from convselect.runtime.shortcut import _versions_work
 
 CHANNELS_LAST = torch.channels_last
 

@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from convselect import primitive, profiling
+from convselect import primitive
 from convselect.data import COMMON, GRID, read_problems
 from convselect.machine import cpu
+from convselect.measure import profiling
+from convselect.measure.cpu import PrimitiveTimer
+from convselect.measure.profiling import operators_path, profile
 from convselect.problem import ConvProblem
-from convselect.profiling import operators_path, profile
-from convselect.timing import PrimitiveTimer
 
 PROBLEMS = [ConvProblem(ic=ic, ih=8, iw=8, oc=16, kh=1, kw=1) for ic in (8, 16, 24, 32)]
 PROBLEMS.append(ConvProblem(mb=2, ic=8, ih=9, iw=7, oc=16, kh=1, kw=1, sh=2, sw=2))

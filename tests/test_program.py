@@ -13,14 +13,14 @@ from made_up import choose
 from torch import nn
 
 import convselect
-from convselect.graph import slices
-from convselect.graph.arena import Buffer, place
-from convselect.graph.program import Segment
+from convselect.choices import leaving_ms
+from convselect.graph.program import slices
+from convselect.graph.program.arena import Buffer, place
+from convselect.graph.program.segment import Segment
 from convselect.machine import cpu
-from convselect.planning import leaving_ms
 from convselect.primitive import get
 from convselect.problem import ConvProblem
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 X = torch.randn(2, 3, 12, 13)
 

@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from convselect import machine
 from convselect.backend import Prepared, captured
 from convselect.bench.networks import DEFAULT, load
+from convselect.choices import choices_for
 from convselect.graph.assign import Candidate, Instance, OperatorCosts, assign, transforms_ms
+from convselect.graph.budget import assign_within
 from convselect.graph.capture import nbytes
 from convselect.graph.lower import lower
-from convselect.graph.memory import assign_within
 from convselect.options import Options
-from convselect.planning import choices_for
 from convselect.primitive import candidates as able
 from convselect.selection import solve
 

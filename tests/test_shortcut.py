@@ -13,7 +13,7 @@ from torch import nn
 from watched import Net, X, close, compiled, shortcuts
 
 import convselect
-from convselect.shortcut import Shortcut, Shortcuts, _versions_work
+from convselect.runtime.shortcut import Shortcut, Shortcuts, _versions_work
 
 pytestmark = pytest.mark.skipif(not _versions_work(), reason="this Python does not let dictionaries be watched")
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from watched import Net, X, close, compiled
 
 import convselect
-from convselect.runtime import recording, run_graphs
+from convselect.runtime.compiled import recording, run_graphs
 
 
 @pytest.fixture
@@ -163,13 +163,13 @@ def in_threads(fast: Callable[..., torch.Tensor], count: int) -> list[torch.Tens
 
 def test_first_calls_do_not_wait_for_each_other(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2, timeout=20)
-    original = convselect.shortcut.OptimizedModule.__call__
+    original = convselect.runtime.shortcut.OptimizedModule.__call__
 
     def meet(self: nn.Module, *args: object) -> object:
         both.wait()
         return original(self, *args)
 
-    monkeypatch.setattr(convselect.shortcut.OptimizedModule, "__call__", meet)
+    monkeypatch.setattr(convselect.runtime.shortcut.OptimizedModule, "__call__", meet)
     fast = compiled(net)
     results = in_threads(fast, 2)
     assert len(results) == 2
@@ -186,7 +186,7 @@ def test_what_another_thread_runs_is_not_recorded(net: Net) -> None:
 
 @pytest.mark.parametrize("short", [True, False])
 def test_a_model_goes_with_what_was_made_of_it(short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convselect.shortcut, "_versions_work", lambda: short)
+    monkeypatch.setattr(convselect.runtime.shortcut, "_versions_work", lambda: short)
     model = Net()
     fast = compiled(model)
     with torch.inference_mode():

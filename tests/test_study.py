@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from convselect.cli import main
 from convselect.costs import CostModel, Samples, process, shipped
-from convselect.costs.process import Kin, Process, Rows
+from convselect.costs.gaussian_process import Kin, Process, Rows
 from convselect.costs.tables import read
 from convselect.costs.train import Settings, learn
 from convselect.costs.transfer import Adapted

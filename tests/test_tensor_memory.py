@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from convselect.graph.tensor_memory import Range, metadata_of
+from convselect.runtime.tensor_memory import Range, metadata_of
 
 
 def ranges_of(tensor: torch.Tensor) -> list[Range]:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from clock import Clock
 
-from convselect import timing
 from convselect.layout import Layout, holds
 from convselect.machine import Machine, cpu
-from convselect.operator_timing import OPERATORS, time_operators, time_transforms
+from convselect.measure import cpu as cpu_timing
+from convselect.measure.cpu import PrimitiveTimer, interleaved, robust_ms
+from convselect.measure.operators import OPERATORS, time_operators, time_transforms
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
-from convselect.timing import PrimitiveTimer, interleaved, robust_ms
 
 PROBLEM = ConvProblem(ic=16, ih=14, iw=14, oc=16, kh=3, kw=3, ph=1, pw=1)
 
@@ -23,8 +23,8 @@ PROBLEM = ConvProblem(ic=16, ih=14, iw=14, oc=16, kh=3, kw=3, ph=1, pw=1)
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """And no thread loses its processor."""
-    monkeypatch.setattr(timing, "_preemptions", lambda: 0)
-    return Clock.of(monkeypatch, timing)
+    monkeypatch.setattr(cpu_timing, "_preemptions", lambda: 0)
+    return Clock.of(monkeypatch, cpu_timing)
 
 
 class Sleeper(Primitive):
@@ -105,7 +105,7 @@ def test_one_slow_timing_is_not_hopeless(clock: Clock) -> None:
 
 def test_a_preempted_timing_is_repeated(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([0, 1, 1, 1])  # the kernel takes a processor away during the first call, not during the second
-    monkeypatch.setattr(timing, "_preemptions", lambda: next(counts))
+    monkeypatch.setattr(cpu_timing, "_preemptions", lambda: next(counts))
     pauses = iter([0.03, 0.001])
     times = interleaved([lambda: clock.sleep(next(pauses))], rounds=1)
     assert times == pytest.approx(np.array([[1.0]]))

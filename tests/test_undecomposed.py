@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 import convselect
 from convselect.graph.lower import to_layout
-from convselect.graph.program import Segment
+from convselect.graph.program.segment import Segment
 from convselect.graph.undecomposed import _WHOLE, undecomposed
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 aten = torch.ops.aten
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

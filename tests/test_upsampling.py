@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convselect.upsampling import reads_the_same
+from convselect.primitives.upsampling import reads_the_same
 
 OPS = torch.ops.convselect
 aten = torch.ops.aten

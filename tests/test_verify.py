@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import convselect
-from convselect.graph.program import Program, Segment
-from convselect.graph.steps import STEPS
+from convselect.graph.program.segment import Program, Segment
+from convselect.graph.program.steps import STEPS
 from convselect.machine import cpu
 from convselect.primitive import primitives
 from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
-from convselect.runtime import run_graphs
+from convselect.runtime.compiled import run_graphs
 
 OPS = torch.ops.convselect
 HEADER = 5

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import convselect
-from convselect.graph.weights import pack
+from convselect.graph.constants import pack
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_a_changed_weight_is_seen_by_the_next_call(
 ) -> None:
     """`asked`: as where the layout of a tensor in memory is not known."""
     if asked:
-        monkeypatch.setattr("convselect.graph.weights.metadata_of", lambda tensor: None)
+        monkeypatch.setattr("convselect.runtime.weights.metadata_of", lambda tensor: None)
     torch._dynamo.reset()
     model = network()
     fast = convselect.compile(model, calibrate="never", strict=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convselect
-from convselect.shortcut import Shortcut
+from convselect.runtime.shortcut import Shortcut
 
 X = torch.randn(1, 3, 8, 9)
 SCALE = 2.0

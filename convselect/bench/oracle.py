@@ -21,17 +21,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from convselect import calibration, machine
+from convselect import machine
 from convselect.backend import captured
+from convselect.choices import Able, Times, measured_ms, predict, verified, with_times
 from convselect.costs import CostModel, Costs
 from convselect.graph.assign import Assignment, OperatorCosts, assign, transforms_ms
 from convselect.graph.capture import nbytes, size_hint
 from convselect.graph.operators import is_activation
-from convselect.operator_timing import time_transforms
+from convselect.measure import calibration
+from convselect.measure.cpu import PrimitiveTimer, robust_ms
+from convselect.measure.operators import time_transforms
 from convselect.options import Options
-from convselect.planning import Able, Times, measured_ms, predict, verified, with_times
 from convselect.primitive import candidates
-from convselect.timing import PrimitiveTimer, robust_ms
 
 WAYS = ("model", "calibrated", "verified", "oracle")
 """The cost model as it is; after calibration; that, with its close calls timed; and all timed."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from convselect.measure.cpu import Run, interleaved
 from convselect.primitive import IDENTITY, Primitive, get
 from convselect.problem import ConvProblem
-from convselect.timing import Run, interleaved
 
 _ROUNDS = 12
 _SIDE = 2048

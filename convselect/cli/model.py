@@ -50,8 +50,8 @@ def profile(
     """Time every primitive on many problems. Stop it at any time: the next run goes on where this one stopped."""
     import torch
 
-    from convselect import profiling
-    from convselect.gpu_timing import GpuTimer
+    from convselect.measure import profiling
+    from convselect.measure.cuda import GpuTimer
 
     with usage_errors():
         problems = profiling.read_problems(shapes) if shapes else None
@@ -66,8 +66,8 @@ def profile(
 @out_file("--out", required=True, help="The safetensors file.")
 def train(tables: tuple[Path, ...], out: Path) -> None:
     """Fit the cost model to profile tables."""
-    from convselect import profiling
     from convselect.costs.train import train as fit
+    from convselect.measure import profiling
 
     operators = [path for table in tables if (path := profiling.operators_path(table)).exists()]
     with usage_errors():

@@ -36,7 +36,7 @@ TIMES_ELEMENTWISE = {
     "upsample_bilinear.nchw": 11.0, "upsample_bilinear.nhwc": 2.0,
 }  # fmt: skip
 """Times of operators that the shipped weights have no line of, over "elementwise" in the same layout. Medians over the
-first 17 of `operator_timing.SHAPES` on one thread of an AMD EPYC Zen 3, 2026-11-27."""
+first 17 of `measure.operators.SHAPES` on one thread of an AMD EPYC Zen 3, 2026-11-27."""
 
 DEFAULT = Line(0.004, 1 / 10e6)
 """4 us a call and 10 GB/s: for an operator when not even "elementwise" has been timed."""

@@ -1,6 +1,6 @@
 """Adaptation of a cost model to the machine at hand, from a few timings.
 
-The deviation of log(ms) from the model is a Gaussian process over problems and primitives (`process`), whose
+The deviation of log(ms) from the model is a Gaussian process over problems and primitives (`gaussian_process.py`), whose
 primitives are alike by their profiles in the model. What a primitive has no timings for, those alike and the machine
 still tell.
 """
@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from convselect.costs.gaussian_process import STUDENT, Kin, Process, Rows
 from convselect.costs.network import Candidate
+from convselect.costs.operator_scale import OperatorScale
 from convselect.costs.prior import Model
-from convselect.costs.process import STUDENT, Kin, Process, Rows
 from convselect.costs.samples import Samples
-from convselect.costs.scale import OperatorScale
 from convselect.costs.tables import family_of
 from convselect.problem import ConvProblem
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from convselect import upsampling
 from convselect.graph.aliasing import may_alias
 from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, known_size, scale_shift, size_hint
 from convselect.graph.operators import in_both, is_activation, layout_of
 from convselect.graph.results import Strides
 from convselect.layout import Layout, dense, holds, strides
-from convselect.pooling import ARGUMENTS, Arguments
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
+from convselect.primitives import upsampling
 from convselect.primitives.gpu import norms
+from convselect.primitives.pooling import ARGUMENTS, Arguments
 from convselect.problem import ConvProblem
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from convselect import upsampling
 from convselect.graph.capture import known_size, scale_shift
 from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
-from convselect.pooling import mean_arguments, windowed
+from convselect.primitives import upsampling
+from convselect.primitives.pooling import mean_arguments, windowed
 
 aten = torch.ops.aten
 

@@ -10,8 +10,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from convselect.graph.custom_op import gpu_conv
 from convselect.graph.lower import Call, ScaleShift, copied
-from convselect.graph.opaque import gpu_conv
 from convselect.primitives.gpu.norms import by_aten
 
 

@@ -10,9 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from convselect import machine as machines
-from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine
-from convselect.timing import PrimitiveTimer
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,10 +28,6 @@ class Target:
 
     def machine(self) -> Machine:
         return machines.gpu(self.device.index or 0, self.dtype) if self.is_gpu else machines.cpu()
-
-    def timer(self) -> PrimitiveTimer | GpuTimer:
-        """Of primitives on this machine."""
-        return GpuTimer.here(self.dtype, self.device.index or 0) if self.is_gpu else PrimitiveTimer(machines.cpu())
 
     def refusal(self, what: str, operand: torch.Tensor) -> str | None:
         """Why a convolution with this operand is not converted; None if that is not the reason."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from convselect.costs.gaussian_process import matern
 from convselect.costs.network import CostModel
-from convselect.costs.process import matern
 from convselect.costs.tables import Profile
 
 _POOL = 1500

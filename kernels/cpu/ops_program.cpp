@@ -1,4 +1,4 @@
-// The operators that check and run programs, which convselect/graph/program.py writes.
+// The operators that check and run programs, which convselect/graph/program/segment.py writes.
 #include <cstdint>
 #include <vector>
 

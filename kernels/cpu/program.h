@@ -19,7 +19,7 @@ struct ToLayout {
   float* dst;
 };
 
-// The order is that of STEPS in convselect/graph/steps.py.
+// The order is that of STEPS in convselect/graph/program/steps.py.
 using Step = std::variant<Conv, ToLayout, ScaleShift, Linear, Pool, Upsample>;
 
 // An address of a program is a number of bytes from a base: bits 48 to 63 hold the base's index, and 0 is the base of

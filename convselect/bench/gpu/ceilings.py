@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from convselect.gpu_timing import Cuda
 from convselect.machine import gpu
+from convselect.measure.cuda import Cuda
 
 
 def _median_ms(run: Callable[[], object], device: Cuda, rounds: int = 15) -> float:

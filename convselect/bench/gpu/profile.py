@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from convselect import profiling
 from convselect.bench.gpu.compare import PRECISIONS, allow_tf32
 from convselect.bench.gpu.supervise import Note, add_failure, caught, read, tell
 from convselect.costs import model_for
-from convselect.gpu_timing import Cuda, Device, GpuTimer
 from convselect.kernels.triton.launch import Launch
 from convselect.layout import strides
 from convselect.machine import Gpu, gpu
+from convselect.measure import profiling
+from convselect.measure.cuda import Cuda, Device, GpuTimer
 from convselect.primitive import IDENTITY, Activation, Primitive, primitives
 from convselect.primitives.gpu.base import TritonPrimitive, epilogue
 from convselect.problem import ConvProblem

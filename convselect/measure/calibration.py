@@ -20,13 +20,13 @@ import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.costs import Costs, Model, Samples, model_for, store
 from convselect.data import COMMON, read_problems
 from convselect.errors import unknown_choice
-from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine, cpu
-from convselect.operator_timing import time_transforms
+from convselect.measure.cpu import PrimitiveTimer
+from convselect.measure.cuda import GpuTimer
+from convselect.measure.operators import time_transforms
+from convselect.measure.progress import Report, reporting
 from convselect.primitive import Primitive, candidates
 from convselect.problem import ConvProblem
-from convselect.progress import Report, reporting
-from convselect.timing import PrimitiveTimer
 
 Array = npt.NDArray[np.float64]
 
@@ -64,7 +64,7 @@ class AdaptiveCosts(Protocol):
 
 
 class Timer(Protocol):
-    """What calibration asks of `timing.PrimitiveTimer`."""
+    """What calibration asks of `cpu.PrimitiveTimer`."""
 
     def time_primitives(
         self, problem: ConvProblem, primitives: Sequence[Primitive], *, rounds: int, deadline: float | None

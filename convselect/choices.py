@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from torch.fx import Graph, Node
 
 import convselect.primitives  # noqa: F401  (fills the registry)
-from convselect import calibration
 from convselect.costs import (
     MEASURED_STD,
     TWO_SIDED_90,
@@ -22,18 +21,18 @@ from convselect.costs import (
     model_for,
     store,
 )
-from convselect.gpu_timing import GpuTimer
 from convselect.graph.assign import Assignment, Candidate
 from convselect.graph.capture import ConvSpec, Unconverted
 from convselect.graph.operators import kind_of
-from convselect.graph.slices import CACHE
+from convselect.graph.program.slices import CACHE
 from convselect.machine import Machine
+from convselect.measure import calibration
+from convselect.measure.timers import Timer, timer_of
 from convselect.options import Options
-from convselect.plan import LayerPlan, OperatorPlan, Plan
+from convselect.plan.plan import LayerPlan, OperatorPlan, Plan
 from convselect.primitive import Primitive, candidates
 from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
-from convselect.timing import PrimitiveTimer
 
 _THROUGH_MEMORY_GBS = 15.0
 """On two Zen 5 cores EfficientNet-B0 at batch 8 lost 1.4 and 1.5 ms by two such layers of 26 and 17 MB, beside the time
@@ -45,7 +44,6 @@ Able = Mapping[ConvProblem, Sequence[Primitive]]
 """The primitives that may run each problem."""
 Times = dict[ConvProblem, dict[str, float]]
 """Problem -> primitive -> ms."""
-Timer = PrimitiveTimer | GpuTimer
 
 
 @dataclass
@@ -62,31 +60,25 @@ class Choices:
     """Wall-clock time that calibration and measuring took."""
 
 
-def choices_for(
-    problems: Sequence[ConvProblem], options: Options, machine: Machine, timer: Callable[[], Timer] | None = None
-) -> Choices:
-    """The candidates of each distinct problem, with predicted or measured times as `options` ask.
-
-    timer: of `machine`, called where something is to be timed; None stands for the CPU's.
-    """
-    timer = timer or partial(PrimitiveTimer, machine)
+def choices_for(problems: Sequence[ConvProblem], options: Options, machine: Machine) -> Choices:
+    """The candidates of each distinct problem, with predicted or measured times as `options` ask."""
     distinct = list(dict.fromkeys(problems))
     start = time.perf_counter()
     left_out = {"onednn": "its packed weights are opaque to Inductor"} if options.remainder == "inductor" else {}
     able, refusals = {}, {}
     for problem in distinct:
         able[problem], refusals[problem] = candidates(problem, machine, options.accuracy, left_out)
-    samples = calibrated(problems, able, options, machine, timer)
+    samples = calibrated(problems, able, options, machine)
     choices = Choices(costs_for(machine, samples or Samples()), bool(samples and samples.timings), refusals=refusals)
     choices.measured_ms = 1e3 * (time.perf_counter() - start)
 
     start = time.perf_counter()
     if options.select == "measure":
-        times = measured_ms(able, timer())
+        times = measured_ms(able, timer_of(machine))
         choices.log_std = {problem: dict.fromkeys(of, MEASURED_STD) for problem, of in times.items()}
     else:
         if options.select == "model+verify":
-            choices.costs = verified(choices.costs, able, options.budget_s, timer())
+            choices.costs = verified(choices.costs, able, options.budget_s, timer_of(machine))
         times, choices.log_std = predict(choices.costs, able)
     if options.select != "model":
         choices.measured_ms += 1e3 * (time.perf_counter() - start)
@@ -104,18 +96,16 @@ def _adapted(machine: Machine, timings: tuple[Timing, ...], operators: tuple[Ope
     return Costs(model_for(machine), Samples(list(timings), list(operators)), machine)
 
 
-def calibrated(
-    problems: Sequence[ConvProblem], able: Able, options: Options, machine: Machine, timer: Callable[[], Timer]
-) -> Samples | None:
+def calibrated(problems: Sequence[ConvProblem], able: Able, options: Options, machine: Machine) -> Samples | None:
     """What was timed on `machine`, now or earlier, as `options.calibrate` asks."""
     if options.calibrate == "never":
         return None
     if options.budget_s == 0:
         return store.load(machine)
     if options.calibrate == "auto":
-        return calibration.ensure(options.budget_s, machine, problems, able, timer)
+        return calibration.ensure(options.budget_s, machine, problems, able, partial(timer_of, machine))
     with store.calibrating():
-        return calibration.calibrate(options.budget_s, problems=problems, able=able, timer=timer())
+        return calibration.calibrate(options.budget_s, problems=problems, able=able, timer=timer_of(machine))
 
 
 def predict(costs: Costs, able: Able) -> tuple[Times, dict[ConvProblem, dict[str, float]]]:
@@ -166,7 +156,7 @@ def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, 
 def leaving_ms(primitive: Primitive, problem: ConvProblem, machine: Machine) -> float:
     """What a library's convolution of a large batch costs beside its own time.
 
-    It ends the program, the head of which runs in slices that the caches hold (`graph.slices`): what comes before and
+    It ends the program, the head of which runs in slices that the caches hold (`graph/program/slices.py`): what comes before and
     after it then moves its activations through memory.
     """
     moved = problem.src_bytes + problem.dst_bytes

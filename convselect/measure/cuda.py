@@ -15,9 +15,9 @@ import torch
 from convselect import streams
 from convselect.layout import Layout
 from convselect.machine import Gpu, gpu
+from convselect.measure.cpu import ABANDON, in_turns, passed, robust_ms
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
-from convselect.timing import ABANDON, in_turns, passed, robust_ms
 
 _RELU = Activation("relu")
 _MOST_CALLS = 32
@@ -100,7 +100,7 @@ class Cuda:
 
 
 class GpuTimer:
-    """The GPU's counterpart of `timing.PrimitiveTimer`. Epilogue: ReLU and a bias, float32 as a folded batch norm's."""
+    """The GPU's counterpart of `cpu.PrimitiveTimer`. Epilogue: ReLU and a bias, float32 as a folded batch norm's."""
 
     def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device) -> None:
         self.machine, self.dtype, self._device = machine, dtype, device

@@ -6,7 +6,7 @@ import heapq
 import math
 from dataclasses import dataclass
 
-from convselect.plan import LayerPlan, Plan
+from convselect.plan.plan import LayerPlan, Plan
 
 BAR_HEIGHT = 190
 ARC_HEIGHT = 84
@@ -68,7 +68,7 @@ def page(plan: Plan, title: str, summary: list[str], predicted_ms: float, measur
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convselect", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader("convselect", "plan"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     bar_step = _step(len(plan.layers), 16, 60)

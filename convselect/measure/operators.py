@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import convselect.kernels  # noqa: F401  (loads the operators)
-from convselect import upsampling
 from convselect.layout import Layout, holds
-from convselect.pooling import ARGUMENTS, windowed
-from convselect.timing import Run, draw, interleaved, robust_ms
+from convselect.measure.cpu import Run, draw, interleaved, robust_ms
+from convselect.primitives import upsampling
+from convselect.primitives.pooling import ARGUMENTS, windowed
 
 aten = torch.ops.aten
 

@@ -18,7 +18,7 @@ from torch._dynamo.output_graph import OutputGraph
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch.utils.hooks import RemovableHandle
 
-from convselect.runtime import CompiledGraph
+from convselect.runtime.compiled import CompiledGraph
 
 _T = TypeVar("_T")
 
@@ -27,7 +27,7 @@ _UNCHANGING = (
     *PLAIN, complex, bytes, dict, type, torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType,
     types.ModuleType, torch.nn.Module, torch.Tensor,
 )  # fmt: skip
-"""Dictionaries and modules are watched themselves; tensors are compared by the graph (`graph/weights.py`)."""
+"""Dictionaries and modules are watched themselves; tensors are compared by the graph (`weights.py`)."""
 
 _STATE_GUARDS = frozenset({
     "GRAD_MODE", "DETERMINISTIC_ALGORITHMS", "GLOBAL_STATE", "TORCH_FUNCTION_STATE", "DEFAULT_DEVICE",

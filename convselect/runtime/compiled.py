@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from convselect.graph.program import Segment
-from convselect.graph.weights import Constants
-from convselect.plan import Plan
+from convselect.graph.program.segment import Segment
+from convselect.plan.plan import Plan
+from convselect.runtime.weights import Constants
 
 _CPU = torch.device("cpu")
 _AHEAD_CYCLES = 100_000_000

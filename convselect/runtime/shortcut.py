@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 
 import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.errors import UnconvertedError
-from convselect.runtime import Run, recording
-from convselect.watcher import PLAIN, UNSEEN, Reader, Watcher
+from convselect.runtime.compiled import Run, recording
+from convselect.runtime.watcher import PLAIN, UNSEEN, Reader, Watcher
 
 _VERSION_OFFSET = 24
 """Of `ma_version_tag` in a dict object of CPython 3.10 and 3.11, after the reference count, the type and the length."""

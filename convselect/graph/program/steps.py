@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from convselect.graph.arena import Buffer, place
 from convselect.graph.fuse import activation_of
 from convselect.graph.lower import Call, ScaleShift, to_layout
 from convselect.graph.operators import layout_of
+from convselect.graph.program.arena import Buffer, place
 from convselect.layout import Layout, holds
 from convselect.machine import Machine
 from convselect.primitive import ACTIVATIONS, IDENTITY, Activation

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Node
 
-from convselect.graph.arena import Buffer
 from convselect.graph.lower import Call
-from convselect.graph.steps import Address, Sizes, Value, is_view, tensors_of
+from convselect.graph.program.arena import Buffer
+from convselect.graph.program.steps import Address, Sizes, Value, is_view, tensors_of
 
 CACHE = 2 << 20
 """Bytes that a step of the head may read and write, for each thread: its part of the caches, roughly."""

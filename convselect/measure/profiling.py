@@ -17,13 +17,14 @@ import torch
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.data import read_problems
-from convselect.gpu_timing import GpuTimer
 from convselect.machine import Machine, cpu
-from convselect.operator_timing import SHAPES, time_operators
+from convselect.measure.cpu import PrimitiveTimer
+from convselect.measure.cuda import GpuTimer
+from convselect.measure.operators import SHAPES, time_operators
+from convselect.measure.progress import reporting
+from convselect.measure.timers import Timer
 from convselect.primitive import Primitive, primitives
 from convselect.problem import DIMENSIONS, ConvProblem
-from convselect.progress import reporting
-from convselect.timing import PrimitiveTimer
 
 __all__ = ["Profiled", "operators_path", "profile", "read_problems"]
 
@@ -74,7 +75,7 @@ def profile(
     problems: Sequence[ConvProblem] | None = None,
     candidates: Sequence[Primitive] | None = None,
     *,
-    timer: PrimitiveTimer | GpuTimer | None = None,
+    timer: Timer | None = None,
     threads: int | None = None,
     budget_s: float | None = None,
     rounds: int = 7,

@@ -6,8 +6,8 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from convselect.picture import page
-from convselect.plan import LayerPlan, Plan, TransformPlan
+from convselect.plan.page import page
+from convselect.plan.plan import LayerPlan, Plan, TransformPlan
 
 _WIDTH = 400
 """Of the console that lays out the text table: wider than any row, so that nothing wraps."""

@@ -12,9 +12,9 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
-from convselect.graph.arena import Buffer
-from convselect.graph.slices import head_of
-from convselect.graph.steps import (
+from convselect.graph.program.arena import Buffer
+from convselect.graph.program.slices import head_of
+from convselect.graph.program.steps import (
     Address,
     Steps,
     Value,

@@ -1,0 +1,1 @@
+"""Stretches of the lowered graph that run as one operator."""

@@ -1,0 +1,19 @@
+"""The timer of a machine, whichever it is."""
+
+from __future__ import annotations
+
+import torch
+
+from convselect.machine import Gpu, Machine
+from convselect.measure.cpu import PrimitiveTimer
+from convselect.measure.cuda import Cuda, GpuTimer
+
+Timer = PrimitiveTimer | GpuTimer
+
+
+def timer_of(machine: Machine) -> Timer:
+    """Times primitives on `machine`, which must be there."""
+    if not isinstance(machine, Gpu):
+        return PrimitiveTimer(machine)
+    dtype = torch.float32 if machine.precision == "tf32" else getattr(torch, machine.precision)
+    return GpuTimer(machine, dtype, Cuda(machine.index or 0))

@@ -1,0 +1,1 @@
+"""What was chosen and why, as data, text, JSON and an HTML page."""

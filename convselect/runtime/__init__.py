@@ -1,0 +1,1 @@
+"""What runs at each call: the compiled graph, its weights, CUDA graphs, and calls without guards."""
