@@ -2,7 +2,7 @@
 # Everything that needs an NVIDIA GPU, in one run of less than nine minutes; run it again to go on where it stopped.
 # PYTHON: an interpreter with torch for CUDA, Triton, torchvision and what can build packages (scikit-build-core, CMake).
 # WHEELS: a folder of wheels of what else pyproject.toml asks for, where there is no package index.
-# RESULTS: the folder for what is measured, build/gpu if it is not set; benchmarks/gpu.py says what lies in it.
+# RESULTS: the folder for what is measured, build/gpu if it is not set; benchmarks/gpu/__main__.py says what lies in it.
 # PARTS: what to do of "compile tests profile train networks", each with the seconds that it may take if they are to be
 #   others: PARTS="profile=400 train" trains on more, PARTS=networks spends the whole run on further networks.
 # BUDGET_S: seconds for all, 530 if it is not set.
@@ -28,4 +28,4 @@ missing = [name for name in names if importlib.util.find_spec(name) is None]
 sys.exit(f"missing: {', '.join(missing)}; install them, or put their wheels into a folder WHEELS" if missing else None)
 CHECK
 "${PIP[@]}" --no-build-isolation .
-"$PYTHON" benchmarks/gpu.py all --out "$RESULTS" --budget-s $((${BUDGET_S:-530} - SECONDS)) ${PARTS:+--parts "$PARTS"}
+"$PYTHON" benchmarks/gpu all --out "$RESULTS" --budget-s $((${BUDGET_S:-530} - SECONDS)) ${PARTS:+--parts "$PARTS"}

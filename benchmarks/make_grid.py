@@ -8,13 +8,10 @@ so that any prefix is a useful sample. Needs torchvision: python benchmarks/make
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from convselect.bench.networks import torchvision_models
+from convselect.bench.networks import convolutions
 from convselect.problem import ConvProblem
 
 NETWORKS = {
@@ -45,33 +42,6 @@ FLOPS_LIMIT = 8e9
 """Of the further parts: the largest would take most of the time and teach least."""
 KERNELS = ((1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2))
 """(kernel, stride) of the grid."""
-
-
-def convolutions(name: str, size: int) -> Iterator[ConvProblem]:
-    """The network's convolutions at batch 1, in order of execution, repeats included."""
-    models = torchvision_models()
-    found: list[ConvProblem] = []
-
-    def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        mb, ic, ih, iw = inputs[0].shape
-        _, oc, oh, ow = output.shape
-        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = module.kernel_size, module.stride, module.padding, module.dilation
-        src, kernel = {"mb": mb, "ic": ic, "ih": ih, "iw": iw}, {"g": module.groups, "oc": oc, "kh": kh, "kw": kw}
-        problem = ConvProblem(**src, **kernel, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh, dw=dw)
-        assert (problem.oh, problem.ow) == (oh, ow), f"{name}: {problem} gives {tuple(output.shape)}"
-        found.append(problem)
-
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    # RegNet computes its widths with tensors, which have no values on the meta device.
-    with torch.device("cpu" if name.startswith("regnet") else "meta"):
-        model = models.get_model(name, weights=None, **extra).eval().to("meta")
-    with torch.inference_mode():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(record)
-        model(torch.empty(1, 3, size, size, device="meta"))
-    yield from found
 
 
 def unique(problems: Iterable[ConvProblem]) -> list[ConvProblem]:

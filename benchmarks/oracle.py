@@ -1,11 +1,11 @@
-"""How near selection comes to timing everything, on the machines that this one can be: `convselect bench --oracle`.
+"""How near selection comes to timing everything, on the machines that this one can be.
 
     python benchmarks/oracle.py [NETWORK...] [--isas avx512,avx2] [--threads 1,2] [--repeats 3]
 
 A machine is an instruction set, which also caps oneDNN and ATen, and a number of threads. Each network is judged with a
 cost model trained on benchmarks/profiles without its convolutions: no row with the channels and the height of one of
-them. Every repeat calibrates anew; the page shows medians. Writes oracle/ISA_THREADS_NETWORK_REPEAT.json and, from all
-of these, ORACLE.md. What has its JSON is kept, so that a run which was stopped goes on where it was.
+them. Every repeat calibrates anew; the page shows medians. Writes oracle.json, with a row for each machine,
+network and repeat, and ORACLE.md. Rows that are there are kept: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Any
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
+import rows
 import torch
+from oracle_judge import BUDGET_S
 from torch._subclasses import FakeTensorMode
 
 from convselect.backend import captured
@@ -34,7 +37,7 @@ from convselect.costs.train import train
 from convselect.measure.profiling import operators_path
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "oracle"
+RESULTS = HERE / "oracle.json"
 MODELS = HERE.parent / "build" / "oracle"
 CAPS: Mapping[str, Mapping[str, str]] = {
     "avx512": {},
@@ -63,27 +66,27 @@ def trained_without(network: str, isa: str) -> Path:
     return out
 
 
-def judge(network: str, isa: str, threads: int, repeat: int) -> None:
-    path = RESULTS / f"{isa}_{threads}_{network}_{repeat}.json"
-    if path.exists():
-        return
+def judged(network: str, isa: str, threads: int) -> dict[str, Any]:
+    """A row: the machine, the date and the verdict."""
     weights = trained_without(network, isa)
-    command = [sys.executable, "-c", "from convselect.cli import main; main()", "bench", network, "--oracle"]
-    command += ["--threads", str(threads), "--weights", str(weights), "--json", str(path)]
-    subprocess.run(command, check=True, env=os.environ | CAPS[isa])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "row.json"
+        command = [sys.executable, HERE / "oracle_judge.py", network, str(threads), weights, out]
+        subprocess.run(command, check=True, env=os.environ | CAPS[isa])
+        row: dict[str, Any] = json.loads(out.read_text())
+    return row
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
     """A table for each machine, of the medians of each network's repeats, and the geometric means of all."""
     machines: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for record in records:
-        for verdict in record["networks"]:
-            machines.setdefault(record["machine"], {}).setdefault(verdict["network"], []).append(verdict)
-    first, counts = records[0], {len(repeats) for of in machines.values() for repeats in of.values()}
+    for row in records:
+        machines.setdefault(row["machine"], {}).setdefault(row["network"], []).append(row)
+    counts = {len(repeats) for of in machines.values() for repeats in of.values()}
     lines = [
         "# Selection against timing everything",
         "",
-        f"- command: `python benchmarks/oracle.py`; budget {first['budget_s']:g} s for calibration, and again for "
+        f"- command: `python benchmarks/oracle.py`; budget {BUDGET_S:g} s for calibration, and again for "
         "verification; batch 1",
         f"- dates: {min(r['date'] for r in records)} to {max(r['date'] for r in records)}",
         "- the cost model of each row was trained without the network's convolutions",
@@ -102,7 +105,7 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
             "| prediction, ms | calibration, s | and verification, s | timing everything, s |",
             "| --- |" + " ---: |" * (len(WAYS) + 6),
         ]
-        ratio = {(n, way): [v["ratio"][way] for v in repeats] for n, repeats in of.items() for way in WAYS}
+        ratio = {(n, way): [v["ms"][way] / v["ms"]["oracle"] for v in of[n]] for n in of for way in WAYS}
         spent = {n: {way: median(v["seconds"][way] for v in of[n]) for way in of[n][0]["seconds"]} for n in of}
         for network, repeats in of.items():
             cells = (f"{median(ratio[network, way]):.3f} ({max(ratio[network, way]):.3f})" for way in WAYS)
@@ -122,13 +125,13 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
 def main(networks: tuple[str, ...], isas: str, threads: str, repeats: int) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    for isa in isas.split(","):
-        for network in networks or DEFAULT:
-            for count, repeat in product(threads.split(","), range(repeats)):
-                judge(network, isa, int(count), repeat)
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    (HERE / "ORACLE.md").write_text(page(records))
+    kept = rows.read(RESULTS)
+    for isa, network in product(isas.split(","), networks or DEFAULT):
+        for count, repeat in product(threads.split(","), range(repeats)):
+            if (key := f"{isa}_{count}_{network}_{repeat}") not in kept:
+                kept[key] = judged(network, isa, int(count))
+                rows.write(RESULTS, kept)
+    (HERE / "ORACLE.md").write_text(page(list(kept.values())))
 
 
 if __name__ == "__main__":

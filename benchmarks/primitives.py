@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from make_grid import convolutions
 
 from convselect import machine
+from convselect.bench.networks import convolutions
 from convselect.bench.peak import gemm_gflops
 from convselect.measure.cpu import PrimitiveTimer, interleaved
 from convselect.measure.progress import reporting

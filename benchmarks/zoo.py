@@ -23,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import click
+import rows
+from rows import Row
 from zoo_networks import names
 from zoo_page import FAULTS, page, said
 
@@ -38,22 +39,6 @@ LIMIT_S = 600
 """Of processor time for one network."""
 PATIENCE = 20
 """So many times longer it may take where others compute."""
-
-Row = dict[str, Any]
-
-
-def kept(part: str) -> dict[str, Row]:
-    path = FOLDER / f"{part}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def keep(part: str, rows: dict[str, Row]) -> None:
-    """One row a line, in order of name; the file is replaced at once, so that a stopped sweep leaves a whole one."""
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
-    path = FOLDER / f"{part}.json"
-    new = path.with_suffix(".new")
-    new.write_text(f"{{\n{lines}\n}}\n")
-    new.replace(path)
 
 
 def check(part: str, name: str, core: int) -> Row:
@@ -127,15 +112,16 @@ def main(networks: tuple[str, ...], part: str | None, again: bool) -> None:
     wanted = [name for name in names() if not networks or name.startswith(networks)]
     faulty, where = False, measured()
     for each in [part] if part else PARTS:
-        rows = kept(each)
-        todo = [name for name in wanted if again or name not in rows]
+        path = FOLDER / f"{each}.json"
+        kept = rows.read(path)
+        todo = [name for name in wanted if again or name not in kept]
         click.echo(f"{each}: {len(todo)} of {len(wanted)} networks to run")
         for count, (name, row) in enumerate(sweep(each, todo), 1):
-            rows[name] = row | {"measured": where}
-            keep(each, rows)
+            kept[name] = row | {"measured": where}
+            rows.write(path, kept)
             click.echo(f"[{count}/{len(todo)}] {name}: {said(row)}")
-        faulty |= any(rows[name]["status"] in FAULTS for name in wanted)
-    (FOLDER.parent / "ZOO.md").write_text(page(*map(kept, PARTS)))
+        faulty |= any(kept[name]["status"] in FAULTS for name in wanted)
+    (FOLDER.parent / "ZOO.md").write_text(page(*(rows.read(FOLDER / f"{part}.json") for part in PARTS)))
     sys.exit(faulty)
 
 

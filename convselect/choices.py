@@ -156,8 +156,8 @@ def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, 
 def leaving_ms(primitive: Primitive, problem: ConvProblem, machine: Machine) -> float:
     """What a library's convolution of a large batch costs beside its own time.
 
-    It ends the program, the head of which runs in slices that the caches hold (`graph/program/slices.py`): what comes before and
-    after it then moves its activations through memory.
+    It ends the program, the head of which runs in slices that the caches hold (`graph/program/slices.py`): what comes
+    before and after it then moves its activations through memory.
     """
     moved = problem.src_bytes + problem.dst_bytes
     in_slices = machine.device == "cpu" and problem.mb > 1 and moved > CACHE * machine.threads

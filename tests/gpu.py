@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from convselect.machine import Gpu, gpu
 from convselect.primitive import ACTIVATIONS, IDENTITY, Activation, Primitive, primitives
 from convselect.primitives.gpu.base import TritonPrimitive, epilogue
 from convselect.problem import ConvProblem
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # conftest.py decides
 

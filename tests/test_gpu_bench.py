@@ -6,15 +6,15 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import compare as comparing
 import pytest
 import torch
+from compare import Job, compare
+from floor import Layer, floor_ms, layers
 from gpu import RATES, needs_networks
+from page import missing, page, ratio
+from worker import caught
 
-from convselect.bench.gpu import compare as comparing
-from convselect.bench.gpu.compare import Job, compare
-from convselect.bench.gpu.floor import Layer, floor_ms, layers
-from convselect.bench.gpu.report import missing, page, ratio
-from convselect.bench.gpu.supervise import caught
 from convselect.errors import ConvselectWarning
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import profiles as profiling
 import pytest
 import torch
+import worker as supervising
 from gpu import FakeDevice, Named, machine
+from worker import Note, read, stop, supervise, write
 
-from convselect.bench.gpu import profile as profiling
-from convselect.bench.gpu import supervise as supervising
-from convselect.bench.gpu.supervise import Note, read, stop, supervise, write
 from convselect.kernels.triton.launch import Launch
 from convselect.problem import ConvProblem
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.sh` and `gpu.py` do on a GPU, dry: which parts they call, and what a second run leaves out."""
+"""What `benchmarks/gpu.sh` does on a GPU, dry: which parts it calls, and what a second run leaves out."""
 
 from __future__ import annotations
 
@@ -13,27 +13,24 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import profiles as profiling
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from clock import Clock
-from gpu import RATES, machine, needs_networks
+from compare import Job
+from gpu import BENCHMARKS, RATES, machine, needs_networks
+from worker import Note, read, write
 
-from convselect.bench.gpu import profile as profiling
-from convselect.bench.gpu.compare import Job
-from convselect.bench.gpu.supervise import Note, read, write
 from convselect.costs import prior
 from convselect.costs.train import Settings, train
 from convselect.primitive import primitives
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("gpu_script", BENCHMARKS / "gpu.py")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_script", BENCHMARKS / "gpu" / "__main__.py")
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -206,7 +203,7 @@ def test_all_parts_are_called_as_they_ask(script: ModuleType, tmp_path: Path, mo
 STUB = """#!/bin/sh
 echo "$PYTHONPATH" "$@" >> "$LOG"
 case "$*" in
-  *gpu.py*) echo measured > "$RESULTS/ceilings.json"; exit 3;;
+  *"benchmarks/gpu all"*) echo measured > "$RESULTS/ceilings.json"; exit 3;;
   -) cat > /dev/null;;
 esac
 """
@@ -241,7 +238,7 @@ def test_the_whole_script(tmp_path: Path, given: dict[str, str]) -> None:
     assert ("some.whl" in calls[1]) is ("WHEELS" in given)
     site, asked = calls[-1].split(" ", 1)
     assert site.endswith("build/gpu-site")
-    assert f"gpu.py all --out {results} --budget-s {100 if 'PARTS' in given else 530}"[:-1] in asked
+    assert f"benchmarks/gpu all --out {results} --budget-s {100 if 'PARTS' in given else 530}"[:-1] in asked
     assert asked.endswith("--parts profile=9 train") is ("PARTS" in given)
 
 

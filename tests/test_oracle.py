@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,20 +59,13 @@ def test_command(tmp_path: Path, set_threads: Callable[[int], None], monkeypatch
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     set_threads(1)
-    shutil.copy(shipped(cpu()), tmp_path / "other.safetensors")
-    options = ["--threads", "1", "--budget-s", "0.1", "--weights", str(tmp_path / "other.safetensors")]
+    options = ["--threads", "1", "--budget-s", "0.1"]
     network = ["--model", "chain_net:make", "--input", "1x8x20x20"]
     out = tmp_path / "out.json"
     result = CliRunner().invoke(main, ["bench", "--oracle", *network, *options, "--json", str(out)])
     assert result.exit_code == 0, result.output
     assert "chain_net:make" in result.output
     data = json.loads(out.read_text())
-    assert (data["weights"], data["threads"], data["budget_s"]) == ("other.safetensors", 1, 0.1)
+    assert (data["threads"], data["budget_s"]) == (1, 0.1)
     (network_of,) = data["networks"]
     assert set(network_of["ratio"]) == set(WAYS)
-
-
-def test_weights_are_the_oracles() -> None:
-    result = CliRunner().invoke(main, ["bench", "resnet18", "--weights", str(shipped(cpu()))])
-    assert result.exit_code == 2
-    assert "--weights goes with --oracle" in result.output

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
-from torch.utils._pytree import tree_leaves
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import zoo
 import zoo_check
 import zoo_page
+from click.testing import CliRunner
+from torch.utils._pytree import tree_leaves
 from zoo_blocks import BLOCKS
 
 RIGHT = {"overwritten": False, "warnings": [], "eager_error": 1e-6, "error": 1e-6, "form": [], "form_is_torchs": True}

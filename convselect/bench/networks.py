@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from convselect.errors import unknown_choice
+from convselect.problem import ConvProblem
 
 DEFAULT = (
     "alexnet", "vgg11", "vgg16", "googlenet", "inception_v3", "resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2",
@@ -24,7 +25,6 @@ DEFAULT = (
 )  # fmt: skip
 """The networks of `make bench`."""
 
-_SIDES = {"inception_v3": 299}
 _LIBRARIES: list[torch.library.Library] = []
 
 
@@ -63,20 +63,62 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
+def side_of(name: str) -> int:
+    """Of the images that a network of torchvision is made for."""
+    return 299 if name == "inception_v3" else 224
+
+
 def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     """torchvision's network `name` in eval mode with random weights, and an input for it.
 
     Deterministic in `seed`; the weights do not depend on the batch.
     """
     check(name)
-    models = torchvision_models()
-    # These two would draw their weights from scipy's truncated normal, in seconds; they are drawn below anyway.
-    arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = models.get_model(name, weights=None, **arguments)
-    side = _SIDES.get(name, 224)
+    model = torchvision_models().get_model(name, weights=None, **_without_weights(name))
+    side = side_of(name)
     generator = torch.Generator().manual_seed(seed)
     randomise(model, torch.randn(2, 3, side, side, generator=generator), generator)
     return model, torch.randn(batch, 3, side, side, generator=generator)
+
+
+def executed(name: str, side: int, batch: int = 1) -> Iterator[tuple[nn.Module, torch.Size, torch.Size]]:
+    """torchvision's network `name` on images of `side` x `side`: its convolutions and linear layers in the order of
+    execution, repeats included, each with the sizes of its input and its output. Nothing is computed.
+    """
+    found = []
+
+    def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        found.append((module, inputs[0].shape, output.shape))
+
+    # RegNet computes its widths with tensors, which have no values on the meta device.
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        model = torchvision_models().get_model(name, weights=None, **_without_weights(name)).eval().to("meta")
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(record)
+    with torch.inference_mode():
+        model(torch.empty(batch, 3, side, side, device="meta"))
+    yield from found
+
+
+def convolutions(name: str, side: int) -> Iterator[ConvProblem]:
+    """The problems of torchvision's network `name` for one image, in order of execution, repeats included."""
+    for module, src, dst in executed(name, side):
+        if isinstance(module, nn.Conv2d):
+            (mb, ic, ih, iw), (_, oc, oh, ow) = src, dst
+            assert not isinstance(module.padding, str)
+            (kh, kw), (sh, sw), (ph, pw), (dh, dw) = module.kernel_size, module.stride, module.padding, module.dilation
+            problem = ConvProblem(
+                mb=mb, g=module.groups, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh,
+                dw=dw,
+            )  # fmt: skip
+            assert (problem.oh, problem.ow) == (oh, ow), f"{name}: {problem} gives {oh}x{ow}"
+            yield problem
+
+
+def _without_weights(name: str) -> dict[str, bool]:
+    """Two networks would draw their weights from scipy's truncated normal, in seconds."""
+    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
 
 
 def convolution_flops(model: nn.Module, x: torch.Tensor) -> int:

@@ -45,11 +45,6 @@ if TYPE_CHECKING:
 )
 @click.option("--oracle", is_flag=True, help="Judge convselect's plans by timing every candidate; no other system.")
 @click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="For --oracle: a cost model from `convselect train`, not the shipped one.",
-)
-@click.option(
     "--exports",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Keep the files made for the peers in this folder, and use them again.",
@@ -60,7 +55,7 @@ if TYPE_CHECKING:
 def bench(
     nets: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
     without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
-    budget_s: float | None, oracle: bool, weights: Path | None, exports: Path | None,
+    budget_s: float | None, oracle: bool, exports: Path | None,
     json_path: Path | None, markdown_path: Path | None, plot_path: Path | None,
 ) -> None:  # fmt: skip
     """Time networks against other runtimes, interleaved in one process.
@@ -81,8 +76,6 @@ def bench(
     if model is None and not nets:
         raise click.UsageError("name a network, or give --model")
     check_model(model, shape)
-    if weights and not oracle:
-        raise click.UsageError("--weights goes with --oracle")
     if oracle and (markdown_path or plot_path):
         raise click.UsageError("--markdown and --plot do not go with --oracle")
     if oracle and budget_s == 0:
@@ -99,7 +92,7 @@ def bench(
         raise click.ClickException("--plot needs matplotlib, which is not installed: `pip install matplotlib`")
     console = Console(width=None if sys.stdout.isatty() else 120)
     if oracle:
-        judge_plans(console, jobs, batch, accuracy, 2.0 if budget_s is None else budget_s, weights, json_path)
+        judge_plans(console, jobs, batch, accuracy, 2.0 if budget_s is None else budget_s, json_path)
         return
     protocol = Protocol(rounds=rounds, budget_s=budget_s)
     command = shlex.join(["convselect", *sys.argv[1:]])

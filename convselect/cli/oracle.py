@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(
     console: Console, jobs: Sequence[tuple[str, str | None]], batch: int, accuracy: str, budget_s: float,
-    weights: Path | None, json_path: Path | None,
+    json_path: Path | None,
 ) -> None:  # fmt: skip
     """Judges each job, a network and the shape of its input if it is the user's own, and prints the table."""
     from datetime import datetime, timezone
@@ -30,7 +30,7 @@ def run(
 
     here = machine.cpu()
     with usage_errors():
-        options, cost_model = Options(accuracy=accuracy, budget_s=budget_s), CostModel.load(weights or shipped(here))
+        options, cost_model = Options(accuracy=accuracy, budget_s=budget_s), CostModel.load(shipped(here))
     verdicts: list[Verdict] = []
     try:
         for job, shape in jobs:
@@ -44,7 +44,7 @@ def run(
             if json_path:
                 record = {
                     "machine": str(here), "threads": here.threads, "batch": batch, "accuracy": accuracy,
-                    "budget_s": budget_s, "weights": None if weights is None else weights.name,
+                    "budget_s": budget_s,
                     "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
                     "networks": [verdict.to_dict() for verdict in verdicts],
                 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Adaptation of a cost model to the machine at hand, from a few timings.
 
-The deviation of log(ms) from the model is a Gaussian process over problems and primitives (`gaussian_process.py`), whose
-primitives are alike by their profiles in the model. What a primitive has no timings for, those alike and the machine
-still tell.
+The deviation of log(ms) from the model is a Gaussian process over problems and primitives
+(`gaussian_process.py`), whose primitives are alike by their profiles in the model. What a primitive has no timings for,
+those alike and the machine still tell.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is to be measured on a GPU, in parts that are written as they end and not repeated.
 
-    python benchmarks/gpu.py all --out FOLDER --budget-s 500 [--parts "compile profile=300 train"]
-    python benchmarks/gpu.py ceilings|compile|profile|train|networks|page --out FOLDER [--budget-s 120]
+    python benchmarks/gpu all --out FOLDER --budget-s 500 [--parts "compile profile=300 train"]
+    python benchmarks/gpu ceilings|compile|profile|train|networks|page --out FOLDER [--budget-s 120]
 
 - ceilings.json: the machine; rates of a copy and of a large matrix product in each precision. Every call needs it.
 - compile: Triton's kernels for what profile and networks will run, in as many processes as there are cores, into
@@ -43,15 +43,14 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from make_grid import convolutions
+from ceilings import ceilings
+from compare import OURS, PRECISIONS, SYSTEMS, Clock, Events, Job, allow_tf32, compare
+from floor import floor_ms, layers
+from page import missing, page
+from profiles import compile_kernels, profile
+from worker import Note, read, stop, supervise, tell, write
 
 from convselect.bench import networks
-from convselect.bench.gpu.ceilings import ceilings
-from convselect.bench.gpu.compare import OURS, PRECISIONS, SYSTEMS, Clock, Events, Job, allow_tf32, compare
-from convselect.bench.gpu.floor import SIZES, floor_ms, layers
-from convselect.bench.gpu.profile import compile_kernels, profile
-from convselect.bench.gpu.report import missing, page
-from convselect.bench.gpu.supervise import Note, read, stop, supervise, tell, write
 from convselect.costs import model_for, prior, shipped, tables
 from convselect.costs.train import train
 from convselect.machine import Gpu, gpu
@@ -87,7 +86,7 @@ def problems(name: str, batch: int) -> list[ConvProblem]:
 
 @lru_cache
 def of_one_image(name: str) -> list[ConvProblem]:
-    return list(convolutions(name, SIZES.get(name, 224)))
+    return list(networks.convolutions(name, networks.side_of(name)))
 
 
 def all_problems() -> list[ConvProblem]:
@@ -149,7 +148,7 @@ def run_networks(
         if time.monotonic() > deadline:
             return False
         note(**job._asdict(), system="input")
-        side = SIZES.get(job.network, 224)
+        side = networks.side_of(job.network)
         x = torch.randn(job.batch, 3, side, side, generator=torch.Generator().manual_seed(1))
         with tempfile.TemporaryDirectory() as cache:
             os.environ["CONVSELECT_CACHE"] = cache  # a network's first run, whichever ran before

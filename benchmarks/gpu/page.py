@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convselect.bench.gpu.compare import ALLOWED, LABELS, MOST_ERROR, OURS, SYSTEMS, Job
+from compare import ALLOWED, LABELS, MOST_ERROR, OURS, SYSTEMS, Job
+
 from convselect.bench.report import geomean
 
 Record = Mapping[str, Any]

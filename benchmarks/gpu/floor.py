@@ -9,11 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from convselect.bench.networks import torchvision_models
-
-SIZES = {"inception_v3": 299}
+from convselect.bench.networks import executed, side_of
 
 
 class Layer(NamedTuple):
@@ -25,24 +22,12 @@ class Layer(NamedTuple):
 
 def layers(name: str, batch: int) -> list[Layer]:
     """Of torchvision's network `name`, in order of execution. Nothing is computed."""
-    found: list[Layer] = []
-
-    def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    found = []
+    for module, src, dst in executed(name, side_of(name), batch):
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        depth = math.prod(weight.shape[1:])
-        found.append(Layer(2 * output.numel() * depth, inputs[0].numel() + output.numel() + weight.numel()))
-
-    models = torchvision_models()
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"):
-        model = models.get_model(name, weights=None, **extra).eval()
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(record)
-    side = SIZES.get(name, 224)
-    with torch.inference_mode():
-        model(torch.empty(batch, 3, side, side, device="meta"))
+        flops = 2 * dst.numel() * math.prod(weight.shape[1:])
+        found.append(Layer(flops, src.numel() + dst.numel() + weight.numel()))
     return found
 
 

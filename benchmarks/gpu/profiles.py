@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare import PRECISIONS, allow_tf32
+from worker import Note, add_failure, caught, read, tell
 
-from convselect.bench.gpu.compare import PRECISIONS, allow_tf32
-from convselect.bench.gpu.supervise import Note, add_failure, caught, read, tell
 from convselect.costs import model_for
 from convselect.kernels.triton.launch import Launch
 from convselect.layout import strides

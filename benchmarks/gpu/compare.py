@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from worker import caught
 
-from convselect.bench.gpu.supervise import caught
 from convselect.bench.runner import reference, rel_l2
 from convselect.errors import ConvselectWarning
 
