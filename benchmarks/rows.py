@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convselect.files import replaced
+
 Row = dict[str, Any]
 
 
@@ -16,6 +18,5 @@ def read(path: Path) -> dict[str, Row]:
 def write(path: Path, rows: dict[str, Row]) -> None:
     """In order of name; the file is replaced at once, so that a stopped sweep leaves a whole one."""
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
-    new = path.with_suffix(".new")
-    new.write_text(f"{{\n{lines}\n}}\n")
-    new.replace(path)
+    with replaced(path) as new:
+        new.write_text(f"{{\n{lines}\n}}\n")

@@ -1,4 +1,6 @@
-"""The streams of a GPU: what one was given must be done before another reads it, and only one thread may capture."""
+"""The streams of a GPU: what one was given must be done before another reads it, how long
+that takes, and that only one thread may capture.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,26 @@ class Ready:
         """
         if not is_capturing():
             torch.cuda.current_stream(self._device).wait_event(self._event)
+
+
+class Interval:
+    """What the current stream is given inside the block, timed by events."""
+
+    def __init__(self) -> None:
+        self._start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Interval:
+        self._start.record()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._end.record()
+
+    def ms(self) -> float:
+        """Waits for its end."""
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end))
 
 
 def is_capturing() -> bool:

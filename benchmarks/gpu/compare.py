@@ -16,6 +16,7 @@ from worker import caught
 
 from convselect.bench.runner import reference, rel_l2
 from convselect.errors import ConvselectWarning
+from convselect.streams import Interval
 
 Call = Callable[[torch.Tensor], Any]
 Found = dict[str, Any]
@@ -53,13 +54,9 @@ class Events:
         torch.cuda.synchronize(self.device)
 
     def elapsed_ms(self, run: Callable[[], object]) -> float:
-        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
+        with Interval() as interval:
+            run()
+        return interval.ms()
 
 
 class Job(NamedTuple):

@@ -20,6 +20,8 @@ from typing import IO, Any
 
 import torch
 
+from convselect.files import replaced
+
 Failure = dict[str, Any]
 """What the note said, "error", and "log", the end of the worker's; or "traceback", where the worker lived on."""
 POLL_S = 0.1
@@ -36,9 +38,8 @@ def tell(text: str) -> None:
 
 def write(path: Path, data: object) -> None:
     """JSON, at once or not at all."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(data, indent=1) + "\n")
-    beside.replace(path)
+    with replaced(path) as new:
+        new.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def read(path: Path) -> list[Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import random
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ import torch
 from torch import nn
 
 from convselect.bench.peers import Call, Peer
+from convselect.machine import cpu
 
 Progress = Callable[[str], None]
 
@@ -174,7 +174,7 @@ def _once_ms(call: Call) -> float:
 
 def pin_threads(threads: int) -> None:
     """Give torch, and by it every peer, this many threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu().cores
     if not 1 <= threads <= cores:
         raise ValueError(f"threads is {threads}, must be between 1 and the {cores} cores of this machine")
     torch.set_num_threads(threads)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from safetensors import SafetensorError
 from convselect.costs.operators import OperatorTiming
 from convselect.costs.samples import Samples, Timing
 from convselect.errors import ConvselectWarning
+from convselect.files import replaced
 from convselect.machine import Machine
 from convselect.problem import DIMENSIONS, ConvProblem
 
@@ -229,15 +229,8 @@ def calibrating() -> Iterator[None]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Atomically: a temporary file in the same folder, then `os.replace`."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replaced(path) as new:
+        new.write_bytes(data)
 
 
 def save(machine: Machine, samples: Samples) -> Samples:

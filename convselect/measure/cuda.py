@@ -82,14 +82,9 @@ class Cuda:
         return replay
 
     def elapsed_ms(self, run: Callable[[], object]) -> float:
-        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        with self._current():
-            start.record()
+        with self._current(), streams.Interval() as interval:
             run()
-            end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
+        return interval.ms()
 
     def free_memory(self) -> None:
         """Each graph has a pool of its own, which the allocator keeps, and cannot give back during a capture."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.data import read_problems
+from convselect.files import replaced
 from convselect.machine import Machine, cpu
 from convselect.measure.cpu import PrimitiveTimer
 from convselect.measure.cuda import GpuTimer
@@ -202,9 +202,8 @@ class _Table:
     def save(self) -> None:
         if not self._unsaved:
             return
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), beside, compression="zstd")
-        os.replace(beside, self._path)
+        with replaced(self._path) as new:
+            pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), new, compression="zstd")
         self._unsaved = False
         self._saved_at = time.perf_counter()
 

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from convselect.graph.program.segment import Segment
 from convselect.plan.plan import Plan
 from convselect.runtime.weights import Constants
+from convselect.streams import Interval
 
 _CPU = torch.device("cpu")
 _AHEAD_CYCLES = 100_000_000
@@ -103,29 +104,26 @@ class _GpuLayerTimer(_LayerTimer):
     def __init__(self, module: GraphModule, device: torch.device) -> None:
         super().__init__(module)
         self._device = device
-        self._events: list[tuple[str, Any, Any]] = []
+        self._intervals: list[tuple[str, Interval]] = []
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         with torch.cuda.device(self._device):
             torch.cuda._sleep(_AHEAD_CYCLES)  # type: ignore[no-untyped-call]
             result = super().run(*args, **kwargs)
             torch.cuda.synchronize()
-        for layer, start, end in self._events:
-            ms = float(start.elapsed_time(end))
+        for layer, interval in self._intervals:
+            ms = interval.ms()
             self.least_ms[layer] = min(ms, self.least_ms.get(layer, ms))
-        self._events.clear()
+        self._intervals.clear()
         return result
 
     def run_node(self, n: Node) -> Any:
         layer = n.meta.get("layer")
         if layer is None:
             return Interpreter.run_node(self, n)
-        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        result = Interpreter.run_node(self, n)
-        end.record()
-        self._events.append((layer, start, end))
+        with Interval() as interval:
+            result = Interpreter.run_node(self, n)
+        self._intervals.append((layer, interval))
         return result
 
 
