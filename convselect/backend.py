@@ -35,6 +35,7 @@ from convselect.graph.fold import fold_batch_norms
 from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
 from convselect.graph.linear import replace_linears
 from convselect.graph.lower import Lowered, lower
+from convselect.graph.nodes import args_of
 from convselect.graph.program.segment import split
 from convselect.graph.remainder import compile_remainder
 from convselect.graph.results import eager_strides
@@ -150,7 +151,7 @@ class Backend:
         others = find_convolutions(gm.graph, set(), reason)
         self._report(others)
         placeholders = gm.graph.find_nodes(op="placeholder")
-        device = next((other.node.args[0].meta["val"].device for other in others), None) or devices_of(gm.graph)[0]
+        device = next((args_of(other.node)[0].meta["val"].device for other in others), None) or devices_of(gm.graph)[0]
         body = compile_remainder(gm, _fake_mode(gm.graph), []) if self.options.remainder == "inductor" else None
         with gm.graph.inserting_before(placeholders[0]):
             gm.graph.placeholder("packed")  # there are no constants

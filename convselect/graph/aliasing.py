@@ -9,6 +9,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from convselect.graph.capture import convolution, scale_shift
+from convselect.graph.nodes import args_of
 
 _FRESH = (convolution, scale_shift)
 
@@ -20,7 +21,7 @@ def may_alias(node: Node) -> bool:
     if isinstance(node.target, OpOverload):
         return any(result.alias_info is not None for result in node.target._schema.returns)
     if node.target is operator.getitem:
-        return may_alias(node.args[0])
+        return may_alias(args_of(node)[0])
     return isinstance(node.target, torch._ops.HigherOrderOperator)
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch.fx import Graph, Node
 
 from convselect.graph.capture import convolution, nbytes
+from convselect.graph.nodes import args_of
 from convselect.graph.operators import in_both, is_activation, kind_of, layout_of
 from convselect.layout import Layout
 from convselect.primitive import Primitive
@@ -159,13 +160,13 @@ def _needs(option: Option, value: Node, reader: Node) -> frozenset[Layout]:
     A convolution's residual must be in the layout of its result, also where it is its source as well.
     """
     if reader.target is convolution:
-        roles = ((reader.args[0], option.reads), (reader.args[3], option.gives))
+        roles = ((args_of(reader)[0], option.reads), (args_of(reader)[3], option.gives))
         return frozenset(layout for operand, layout in roles if operand is value and layout is not None)
     layout = layout_of(value.meta["val"]) if option.reads is None else option.reads
     return frozenset() if layout is None else frozenset({layout})
 
 
-def _options(node: Node, candidates: Sequence[Candidate] | None, costs: OperatorCosts, price: float) -> list[Option]:
+def _options(node: Node, candidates: Sequence[Candidate] | None, costs: OperatorCosts, price: Price) -> list[Option]:
     if candidates is not None:
         best: dict[tuple[Layout, Layout], Option] = {}
         for candidate in candidates:

@@ -15,6 +15,7 @@ from torch._guards import GuardSource
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from convselect.graph.nodes import args_of
 from convselect.graph.target import Target
 from convselect.primitive import IDENTITY, Activation
 from convselect.problem import ConvProblem
@@ -119,16 +120,14 @@ def find_convolutions(graph: Graph, constant: set[Node], target: Target | str) -
         seen[name] += 1
         if seen[name] > 1:  # a module that is called again
             name = f"{name}#{seen[name]}"
-        problem = None
         reason = target if isinstance(target, str) else _reason_against(node, constant, target)
-        if reason is None:
-            problem = _problem(node, int)
-            reason = None if problem else "its input or its result is empty"
-        if reason is not None:
+        problem = _problem(node, int) if reason is None else None
+        if problem is None:
+            reason = reason or "its input or its result is empty"
             others.append(Unconverted(node, name, str(_problem(node, size_hint) or ""), reason))
             continue
         with graph.inserting_before(node):
-            new = graph.call_function(convolution, (*node.args[:3], None))
+            new = graph.call_function(convolution, (*args_of(node)[:3], None))
         new.meta = dict(node.meta)
         new.meta["conv"] = ConvSpec(name, problem)
         node.replace_all_uses_with(new)
@@ -137,7 +136,7 @@ def find_convolutions(graph: Graph, constant: set[Node], target: Target | str) -
 
 
 def _reason_against(node: Node, constant: set[Node], target: Target) -> str | None:
-    src, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    src, weight, bias, stride, padding, dilation, transposed, _, groups = args_of(node)
     value = src.meta["val"]
     if transposed:
         return "transposed convolutions are not supported"
@@ -167,7 +166,7 @@ def _problem(node: Node, number: Callable[[int | torch.SymInt], int]) -> ConvPro
     number: makes an integer of a symbolic size. `int` specialises: it adds a guard. The batch is always a hint, as it
     may change from call to call.
     """
-    src, weight, _, stride, padding, dilation, transposed, _, groups = node.args
+    src, weight, _, stride, padding, dilation, transposed, _, groups = args_of(node)
     if transposed or src.meta["val"].dim() != 4:
         return None
     mb, *sizes = src.meta["val"].shape

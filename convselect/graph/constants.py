@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from convselect.graph.aliasing import is_returned
 from convselect.graph.capture import convolution, kept, scale_shift
+from convselect.graph.nodes import args_of
 
 Prepack = Callable[[torch.Tensor], torch.Tensor]
 
@@ -26,7 +27,7 @@ def split_constants(graph: Graph, constant: set[Node]) -> tuple[GraphModule, lis
     wanted: list[Node] = []
     for node in graph.nodes:
         if node.target in (convolution, scale_shift):
-            src, *operands = node.args
+            src, *operands = args_of(node)
             positions: list[int | None] = []
             node.meta["constants"] = positions
             for operand in operands[:2]:
@@ -78,7 +79,7 @@ class _Packing(Interpreter):
         self._prepacks, self._into = prepacks, into
         self.packed: dict[int, torch.Tensor] = {}
         self._positions: dict[Node, list[int]] = {}
-        for position, node in enumerate(fold.graph.output_node().args[0]):
+        for position, node in enumerate(args_of(fold.graph.output_node())[0]):
             self._positions.setdefault(node, []).append(position)
 
     def run_node(self, n: Node) -> Any:

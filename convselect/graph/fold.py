@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from convselect.graph.capture import convolution, scale_shift
+from convselect.graph.nodes import args_of
 from convselect.graph.operators import is_activation, layout_of
 from convselect.primitive import IDENTITY
 
@@ -62,8 +63,8 @@ variance, ..., eps); the last two also whether they train, before the momentum."
 
 def _inference_norms(graph: Graph) -> Iterator[Node]:
     for norm in (norm for target in _NORMS for norm in graph.find_nodes(op="call_function", target=target)):
-        training = len(norm.args) == 8 and norm.args[5]
-        if not training and None not in norm.args[3:5]:
+        training = len(args_of(norm)) == 8 and args_of(norm)[5]
+        if not training and None not in args_of(norm)[3:5]:
             yield norm
 
 
@@ -74,9 +75,9 @@ def fold_batch_norms(graph: Graph, constant: set[Node]) -> None:
     """
     for norm in _inference_norms(graph):
         users = list(norm.users)
-        if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
+        if len(users) != 1 or users[0].target is not operator.getitem or args_of(users[0])[1] != 0:
             continue
-        (src, gamma, beta, mean, var), eps = norm.args[:5], norm.args[-1]
+        (src, gamma, beta, mean, var), eps = args_of(norm)[:5], args_of(norm)[-1]
         parameters = [parameter for parameter in (gamma, beta, mean, var) if parameter is not None]
         value = src.meta.get("val")
         if not constant.issuperset(parameters) or not is_activation(value):
@@ -86,13 +87,13 @@ def fold_batch_norms(graph: Graph, constant: set[Node]) -> None:
             continue
         with graph.inserting_before(norm):
             if absorbed:
-                folded = graph.call_function(fold_batch_norm, (*src.args[1:3], gamma, beta, mean, var, eps))
+                folded = graph.call_function(fold_batch_norm, (*args_of(src)[1:3], gamma, beta, mean, var, eps))
             else:
                 folded = graph.call_function(scale_and_shift, (gamma, beta, mean, var, eps))
             parts = [graph.call_function(operator.getitem, (folded, i)) for i in (0, 1)]
             constant.update((folded, *parts))
             if absorbed:
-                new = graph.call_function(convolution, (src.args[0], *parts, None))
+                new = graph.call_function(convolution, (args_of(src)[0], *parts, None))
                 new.meta = dict(src.meta)
             else:
                 new = graph.call_function(scale_shift, (src, *parts))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from convselect.graph.capture import ConvSpec, convolution, scale_shift
+from convselect.graph.nodes import args_of, kwargs_of
 from convselect.primitive import IDENTITY, Activation
 
 aten = torch.ops.aten
@@ -28,7 +30,7 @@ def activation_of(node: Node) -> Activation | None:
             tanh = node.kwargs.get("approximate", "none") == "tanh"
             return Activation("gelu_tanh" if tanh else "gelu")
         case aten.leaky_relu.default:
-            slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+            slope = args_of(node)[1] if len(args_of(node)) > 1 else node.kwargs.get("negative_slope", 0.01)
             return Activation("leaky_relu", float(slope)) if isinstance(slope, (int, float)) else None
         case aten.hardtanh.default | aten.clamp.default | aten.clamp_min.default | aten.clamp_max.default:
             return _clamp(node)
@@ -40,7 +42,7 @@ def activation_after(node: Node) -> tuple[Activation, Node]:
     if len(node.users) == 1:
         user = next(iter(node.users))
         activation = activation_of(user)
-        if activation is not None and user.args[0] is node:
+        if activation is not None and args_of(user)[0] is node:
             return activation, user
     return IDENTITY, node
 
@@ -49,12 +51,12 @@ def _clamp(node: Node) -> Activation | None:
     """Bounds that are numbers; absent ones are infinite, except hardtanh's, which are -1 and 1."""
     default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (-math.inf, math.inf)
     names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
-    arguments = list(node.args[1:])
+    arguments = list(args_of(node)[1:])
     if node.target is aten.clamp_max.default:
         arguments.insert(0, None)
-    bounds = []
+    bounds: list[Any] = []
     for i, name in enumerate(names):
-        bound = arguments[i] if i < len(arguments) else node.kwargs.get(name)
+        bound = arguments[i] if i < len(arguments) else kwargs_of(node).get(name)
         bounds.append(default[i] if bound is None else bound)
     if not all(isinstance(bound, (int, float)) for bound in bounds):
         return None
@@ -63,14 +65,16 @@ def _clamp(node: Node) -> Activation | None:
 
 def _residual(node: Node, conv: Node) -> Node | None:
     """The other operand where `node` is conv + other, of the same shape and type and without a factor."""
-    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
+    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1 or len(args_of(node)) != 2:
         return None
-    others = [operand for operand in node.args if operand is not conv]
+    others = [operand for operand in args_of(node) if operand is not conv]
     if len(others) != 1 or not isinstance(others[0], Node):
         return None
     value, mine = others[0].meta.get("val"), conv.meta["val"]
-    same = isinstance(value, torch.Tensor) and value.shape == mine.shape and value.dtype == mine.dtype
-    return others[0] if same and value.device == mine.device else None
+    if not isinstance(value, torch.Tensor):
+        return None
+    same = value.shape == mine.shape and value.dtype == mine.dtype and value.device == mine.device
+    return others[0] if same else None
 
 
 def fuse_activations_into_norms(graph: Graph) -> None:
@@ -92,7 +96,7 @@ def fuse_epilogues(graph: Graph) -> None:
         spec: ConvSpec = conv.meta["conv"]
         if spec.activation != IDENTITY:
             continue
-        residual, chain = conv.args[3], [conv]
+        residual, chain = args_of(conv)[3], [conv]
         if residual is None and len(conv.users) == 1:
             user = next(iter(conv.users))
             residual = _residual(user, conv)
@@ -104,7 +108,7 @@ def fuse_epilogues(graph: Graph) -> None:
         if len(chain) == 1:
             continue
         with graph.inserting_before(chain[-1]):
-            new = graph.call_function(convolution, (*conv.args[:3], residual))
+            new = graph.call_function(convolution, (*args_of(conv)[:3], residual))
         # Strides are those of the last: a sum has its first operand's.
         new.meta = {**conv.meta, "val": chain[-1].meta["val"], "conv": dataclasses.replace(spec, activation=activation)}
         chain[-1].replace_all_uses_with(new)

@@ -7,6 +7,7 @@ from torch.fx import Graph, Node
 
 from convselect.graph.capture import size_hint
 from convselect.graph.fuse import activation_after
+from convselect.graph.nodes import args_of
 from convselect.primitive import ACTIVATIONS
 
 aten = torch.ops.aten
@@ -19,14 +20,14 @@ def replace_linears(graph: Graph) -> None:
     """x @ weight.t() + bias, and an activation after it, become `convselect::linear` where x has few rows."""
     for node in graph.nodes:
         if node.target is aten.addmm.default and not node.kwargs:
-            bias, x, transposed = node.args
+            bias, x, transposed = args_of(node)
         elif node.target is aten.mm.default:
-            bias, (x, transposed) = None, node.args
+            bias, (x, transposed) = None, args_of(node)
         else:
             continue
         if transposed.target not in (aten.t.default, aten.transpose.int):
             continue
-        weight = transposed.args[0]
+        weight = args_of(transposed)[0]
         if not _is_matrix(x, MOST_ROWS) or not _is_matrix(weight) or not (bias is None or _is_vector(bias, weight)):
             continue
         activation, last = activation_after(node)

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from convselect.graph.aliasing import may_alias
 from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, known_size, scale_shift, size_hint
+from convselect.graph.nodes import args_of, call
 from convselect.graph.operators import in_both, is_activation, layout_of
 from convselect.graph.results import Strides
 from convselect.layout import Layout, dense, holds, strides
@@ -61,8 +62,10 @@ class ScaleShift:
 
     def __call__(self, src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         if src.device.type != "cpu":
-            return norms.scale_shift(src, scale, shift, self.activation)
-        return torch.ops.convselect.scale_shift(src, scale, shift, *self.arguments)
+            result: torch.Tensor = norms.scale_shift(src, scale, shift, self.activation)
+        else:
+            result = torch.ops.convselect.scale_shift(src, scale, shift, *self.arguments)
+        return result
 
 
 def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -71,7 +74,8 @@ def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
         return value
     other = Layout.NCHW if layout is Layout.NHWC else Layout.NHWC
     if value.device.type == "cpu" and holds(value, other):
-        return torch.ops.convselect.to_layout(value, layout is Layout.NHWC)
+        changed: torch.Tensor = torch.ops.convselect.to_layout(value, layout is Layout.NHWC)
+        return changed
     return value.contiguous(memory_format=layout.memory_format)
 
 
@@ -107,7 +111,7 @@ class _Lowering:
         if (value, layout) not in self.copies:
             self.readers[value, layout] = []
             self.lowered.transforms.append((value, self.where[value], layout, self.readers[value, layout]))
-            copy = self.new.call_function(to_layout, (self.made[value], layout))
+            copy = call(self.new, to_layout, self.made[value], layout)
             copy.meta["val"] = _empty(value.meta["val"], layout)
             self.copies[value, layout] = copy
         self.readers[value, layout].append(reader)
@@ -118,7 +122,7 @@ class _Lowering:
         strides: Strides = node.meta.get("strides", {})
         results = [
             self._result(value, node, strides.get(position)) if isinstance(value, Node) else value
-            for position, value in enumerate(node.args[0])
+            for position, value in enumerate(args_of(node)[0])
         ]
         self.new.output(tuple(results))
 
@@ -127,8 +131,9 @@ class _Lowering:
         made = self.read(value, layout_of(traced) if is_activation(traced) else None, output)
         if not isinstance(traced, torch.Tensor):
             return made
-        given, to = made.meta["val"], eager or tuple(map(known_size, traced.stride()))
-        if None in to or given.stride() == to:
+        given = made.meta["val"]
+        to = eager or tuple(known for stride in traced.stride() if (known := known_size(stride)) is not None)
+        if len(to) < traced.dim() or given.stride() == to:
             return made
         alike = _alike(given, to)
         if not alike and may_alias(value):  # a copy would not be what it is a view of
@@ -166,12 +171,12 @@ class _Lowering:
         new.meta |= {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
         new.meta["val"] = value
         if is_activation(traced) and option.gives is not None and not holds(value, option.gives):
-            new = self.new.call_function(to_layout, (new, option.gives))
+            new = call(self.new, to_layout, new, option.gives)
             new.meta["val"] = _empty(traced, option.gives)
         self.made[node], self.where[node] = new, option.gives
 
     def _convolution(self, node: Node, option: Option) -> None:
-        src, _, _, residual = node.args
+        src, _, _, residual = args_of(node)
         spec: ConvSpec = node.meta["conv"]
         weight, bias = node.meta["constants"]
         assert option.candidate is not None
@@ -195,14 +200,14 @@ class _Lowering:
 
         if node.target is scale_shift:
             scale, shift = (self.constants[position] for position in node.meta["constants"])
-            new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(node.args[0]), scale, shift))
-            value = _empty(node.meta["val"], layout_of(new.args[0].meta["val"]) or Layout.NCHW)
+            new = self.new.call_function(ScaleShift(node.meta["activation"]), (operand(args_of(node)[0]), scale, shift))
+            value = _empty(node.meta["val"], layout_of(args_of(new)[0].meta["val"]) or Layout.NCHW)
         elif (pooling := _pooling(node, option)) is not None:
-            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(node.args[0]), *pooling))
+            new = self.new.call_function(torch.ops.convselect.pool2d.default, (operand(args_of(node)[0]), *pooling))
             value = _empty(node.meta["val"], Layout.NHWC)
         elif node.target in upsampling.ARGUMENTS and option.reads is Layout.NHWC and node.meta["val"].is_cpu:
-            upsampled = upsampling.ARGUMENTS[node.target](*node.args[1:], **node.kwargs)
-            operands = torch.fx.map_arg((node.args[0], *upsampled), operand)
+            upsampled = upsampling.ARGUMENTS[node.target](*args_of(node)[1:], **node.kwargs)
+            operands = torch.fx.map_arg((args_of(node)[0], *upsampled), operand)
             new = self.new.call_function(torch.ops.convselect.upsample2d.default, operands)
             value = _empty(node.meta["val"], Layout.NHWC)
         else:
@@ -221,19 +226,20 @@ class _Lowering:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
             return node.meta["val"]
-        args, kwargs = torch.fx.map_arg((new.args, new.kwargs), lambda n: n.meta["val"])
-        return new.target(*args, **kwargs)
+        args, kwargs = torch.fx.map_arg((args_of(new), new.kwargs), lambda n: n.meta["val"])
+        operator: Any = node.target
+        return operator(*args, **kwargs)
 
 
 def _pooling(node: Node, option: Option) -> Arguments | None:
     """What the operator that pools in NHWC takes after its source, where it computes `node`."""
     if node.target not in ARGUMENTS or option.reads is not Layout.NHWC:
         return None
-    src = node.args[0].meta["val"]
+    src = args_of(node)[0].meta["val"]
     sizes, out = ([known_size(size) for size in value.shape[1:]] for value in (src, node.meta["val"]))
     if src.device.type != "cpu" or in_both(src) or None in (*sizes, *out):
         return None
-    return ARGUMENTS[node.target]((0, *sizes), (0, *out), *node.args[1:], **node.kwargs)
+    return ARGUMENTS[node.target]((0, *sizes), (0, *out), *args_of(node)[1:], **node.kwargs)
 
 
 def _same_strides(value: Any, other: Any) -> bool:

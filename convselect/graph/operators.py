@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch.fx import Node
 
 from convselect.graph.capture import known_size, scale_shift
+from convselect.graph.nodes import args_of, kwargs_of
 from convselect.graph.target import GPU_DTYPES
 from convselect.layout import Layout, holds
 from convselect.primitives import upsampling
@@ -35,7 +38,7 @@ _DTYPES = {"cpu": (torch.float32,), "cuda": GPU_DTYPES}
 _KIND_OF = {target: kind for kind, targets in _KINDS.items() for target in targets}
 
 
-def is_activation(value: object) -> bool:
+def is_activation(value: object) -> TypeGuard[torch.Tensor]:
     """Whether `value` is what layouts are about: a 4-d float32 tensor on the CPU, or one on a GPU."""
     return (
         isinstance(value, torch.Tensor)
@@ -57,30 +60,32 @@ def kind_of(node: Node) -> str | None:
     values = [source.meta.get("val") for source in node.all_input_nodes]
     if any(isinstance(value, torch.Tensor) and value.dim() == 4 and not is_activation(value) for value in values):
         return None
-    if kind == "cat" and (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) not in (1, -3):
+    if kind == "cat" and (args_of(node)[1] if len(args_of(node)) > 1 else node.kwargs.get("dim", 0)) not in (1, -3):
         return None
     if node.target is aten._to_copy.default and node.kwargs.keys() != {"dtype"}:
         return None
     if kind == "mean":
         return _mean(node)
     if kind == "upsample_nearest":
-        scales = upsampling.nearest_arguments(*node.args[1:], **node.kwargs)[3:]
-        source, result = node.args[0].meta["val"].shape, node.meta["val"].shape
+        scales = upsampling.nearest_arguments(*args_of(node)[1:], **kwargs_of(node))[3:]
+        source, result = args_of(node)[0].meta["val"].shape, node.meta["val"].shape
         return kind if upsampling.reads_the_same(source[2:], result[2:], *scales) else None
     if kind in ("max_pool", "avg_pool"):
-        stride = node.args[2] if len(node.args) > 2 else node.kwargs.get("stride", ())
-        return windowed(kind, node.args[1], stride)
+        stride = args_of(node)[2] if len(args_of(node)) > 2 else kwargs_of(node).get("stride", ())
+        return windowed(kind, args_of(node)[1], stride)
     return kind
 
 
 def _mean(node: Node) -> str | None:
     """A global average is predicted as the pooling with one window that it is in NHWC on the CPU."""
-    if not (len(node.args) > 2 and node.args[2]):
+    if not (len(args_of(node)) > 2 and args_of(node)[2]):
         return None
-    src = node.args[0].meta["val"]
-    sizes = [known_size(size) for size in src.shape]
-    pooling = mean_arguments(sizes, (0, 0, 1, 1), *node.args[1:], **node.kwargs)
-    return "mean" if pooling is None or src.device.type != "cpu" else windowed("avg_pool", sizes[2:])
+    src = args_of(node)[0].meta["val"]
+    window = [known for size in src.shape[2:] if (known := known_size(size)) is not None]
+    if src.device.type != "cpu" or len(window) < 2:
+        return "mean"
+    pooling = mean_arguments((0, 0, *window), (0, 0, 1, 1), *args_of(node)[1:], **kwargs_of(node))
+    return "mean" if pooling is None else windowed("avg_pool", window)
 
 
 def layout_of(value: torch.Tensor) -> Layout | None:

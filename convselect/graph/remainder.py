@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from convselect.graph.custom_op import gpu_conv
 from convselect.graph.lower import Call, ScaleShift, copied
+from convselect.graph.nodes import args_of
 from convselect.primitives.gpu.norms import by_aten
 
 
@@ -28,7 +29,7 @@ class _Opaque(Interpreter):
 
     def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Decompositions give other strides than the operators that they stand for."""
-        planned = [node.meta.get("val") for node in self.module.graph.output_node().args[0]]
+        planned = [node.meta.get("val") for node in args_of(self.graph.output_node())[0]]
         return [_with_strides_of(value, like) for value, like in zip(args[0], planned, strict=True)]
 
 
@@ -59,6 +60,6 @@ def compile_remainder(module: GraphModule, fake: FakeTensorMode, constants: Sequ
 
     flat, inputs = traced(module, fake, constants)
     output = flat.graph.output_node()
-    output.meta["user_visible_output_idxs"] = [*range(len(output.args[0]))]  # whose strides Inductor leaves
+    output.meta["user_visible_output_idxs"] = [*range(len(args_of(output)[0]))]  # whose strides Inductor leaves
     compiled = compile_fx_inner(flat, inputs)
     return lambda packed, *args: compiled([*packed, *args])

@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from convselect.graph.capture import known_size, size_hint
+from convselect.graph.nodes import args_of
 
 _MATRICES = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 """What gives a contiguous matrix, whatever the strides of its operands: the classifier of most networks."""
@@ -35,7 +36,7 @@ def eager_strides(graph: Graph, eager: GraphModule, inputs: Sequence[Any]) -> St
         return {}
     if any(isinstance(value, FakeTensor) for value in inputs):
         return {}
-    origins = output.meta.get("desc") or [None] * len(output.args[0])
+    origins = output.meta.get("desc") or [None] * len(args_of(output)[0])
     mutated = {getattr(origin.mutated_input, "idx", None) for origin in origins if _is_mutation(origin)}
     if None in mutated:  # a weight, which is no argument
         return {}
@@ -46,7 +47,7 @@ def eager_strides(graph: Graph, eager: GraphModule, inputs: Sequence[Any]) -> St
     except Exception:  # the model's own, which the call that compiles it is about to raise
         return {}
     found: Strides = {}
-    for position, (node, origin) in enumerate(zip(output.args[0], origins, strict=True)):
+    for position, (node, origin) in enumerate(zip(args_of(output)[0], origins, strict=True)):
         if not isinstance(origin, PlainAOTOutput):
             continue
         result, traced = real[origin.idx], node.meta["val"]

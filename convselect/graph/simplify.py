@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 
 from convselect.graph.aliasing import origins, readers
 from convselect.graph.capture import known_size, value_of
+from convselect.graph.nodes import args_of
 from convselect.graph.operators import is_activation
 
 aten = torch.ops.aten
@@ -42,7 +43,7 @@ def _drop_clone(graph: Graph, node: Node) -> None:
 
     In a captured graph only inputs are written to, after all else, so a copy of one may have to outlive it.
     """
-    src = node.args[0]
+    src = args_of(node)[0]
     if node.kwargs or src.meta["val"].stride() != node.meta["val"].stride():
         return
     if all(origin.op == "call_function" for origin in origins(src)):
@@ -51,7 +52,7 @@ def _drop_clone(graph: Graph, node: Node) -> None:
 
 def _drop_strides_of_ones(graph: Graph, node: Node) -> None:
     """`as_strided` that changes nothing but strides of dimensions of size one: what `AdaptiveAvgPool2d(1)` ends in."""
-    src, size, stride, *offset = node.args
+    src, size, stride, *offset = args_of(node)
     value = src.meta["val"]
     sizes = _expressions(size)
     if _expressions([value.storage_offset(), *offset]) not in ([0], [0, 0]) or sizes != _expressions(value.shape):
@@ -64,7 +65,7 @@ def _drop_strides_of_ones(graph: Graph, node: Node) -> None:
 def _read_its_source(graph: Graph, node: Node) -> None:
     """Drops `node`, of its source's values, but where its memory or its strides show: in a result, by `as_strided`."""
     if not any(reader.op == "output" or reader.target in _BY_STORAGE for reader in readers(node)):
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(args_of(node)[0])
         graph.erase_node(node)
 
 
@@ -72,10 +73,10 @@ def _drop_pool_indices(graph: Graph) -> None:
     """max_pool2d_with_indices, whose indices nobody reads, becomes the operator with one result."""
     for pool in graph.find_nodes(op="call_function", target=aten.max_pool2d_with_indices.default):
         users = list(pool.users)
-        if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
+        if len(users) != 1 or users[0].target is not operator.getitem or args_of(users[0])[1] != 0:
             continue
         with graph.inserting_before(pool):
-            new = graph.call_function(aten.max_pool2d.default, pool.args, pool.kwargs)
+            new = graph.call_function(aten.max_pool2d.default, args_of(pool), pool.kwargs)
         new.meta = dict(users[0].meta)
         users[0].replace_all_uses_with(new)
         graph.erase_node(users[0])
@@ -88,7 +89,7 @@ def _global_average(graph: Graph, node: Node) -> None:
     It stays a mean: ATen sums a window of `avg_pool2d` in one go, which errs by 1e-2 on a map of 1024 x 1024. In NHWC
     on the CPU lowering takes our pooling for it.
     """
-    src, dims, *rest = node.args
+    src, dims, *rest = args_of(node)
     value = src.meta.get("val")
     if not is_activation(value) or not dims or sorted(d % 4 for d in dims) != [2, 3] or node.kwargs:
         return
@@ -105,7 +106,7 @@ def _global_average(graph: Graph, node: Node) -> None:
 
 def _adaptive_average(graph: Graph, node: Node) -> None:
     """Windows of equal size, where the result's size divides the source's; a copy where they are equal."""
-    src, out = node.args
+    src, out = args_of(node)
     size = _spatial(src)
     if not is_activation(src.meta.get("val")) or size is None:
         return

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from convselect import machine as machines
+from convselect.graph.nodes import args_of
 from convselect.machine import Machine
 
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,7 +45,7 @@ class Target:
 
 def target_of(graph: Graph) -> Target | str:
     """Of the graph's convolutions; of several types on a GPU the commonest. A sentence where nothing is converted."""
-    sources = [node.args[0].meta["val"] for node in _convolutions(graph)]
+    sources = [args_of(node)[0].meta["val"] for node in _convolutions(graph)]
     devices = list(dict.fromkeys(source.device for source in sources))
     if len(devices) > 1:
         return f"the graph's convolutions are on several devices ({', '.join(map(str, devices))})"

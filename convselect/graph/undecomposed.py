@@ -65,7 +65,8 @@ def _sized(whole: OpOverload) -> Kernel:
         if any(isinstance(length, int) and length == 0 for length in x.shape):  # torch 2.13 cannot trace it
             memory_format = torch._prims_common.suggest_memory_format(x)
             return x.new_empty((*x.shape[:2], *size)).contiguous(memory_format=memory_format)
-        return whole(x, size, *align_corners, *(scales or [None] * (x.dim() - 2)))
+        result: torch.Tensor = whole(x, size, *align_corners, *(scales or [None] * (x.dim() - 2)))
+        return result
 
     return kernel
 

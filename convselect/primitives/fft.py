@@ -98,7 +98,8 @@ def _spectrum(tiles: torch.Tensor, h: Span, w: Span) -> torch.Tensor:
 
     By rows first, because rows of zeros need no transform; the result is in the order in which MKL leaves it.
     """
-    return torch.fft.fft(torch.fft.rfft(tiles, n=w.size), n=h.size, dim=-2).transpose(-1, -2)
+    planes: torch.Tensor = torch.fft.fft(torch.fft.rfft(tiles, n=w.size), n=h.size, dim=-2)
+    return planes.transpose(-1, -2)
 
 
 class Fft(Primitive):

@@ -54,7 +54,8 @@ class KernelPrimitive(Primitive):
         return int(_OPS.packed_bytes(self.kernel, _sizes(problem), problem.geometry))
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        return _OPS.pack(weight.contiguous(), self.kernel, _sizes(problem), problem.geometry)
+        packed: torch.Tensor = _OPS.pack(weight.contiguous(), self.kernel, _sizes(problem), problem.geometry)
+        return packed
 
     def run(
         self,
@@ -66,9 +67,10 @@ class KernelPrimitive(Primitive):
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
         kind, alpha, beta = activation
-        return _OPS.conv(
+        dst: torch.Tensor = _OPS.conv(
             src, packed, bias, residual, self.kernel, problem.geometry, ACTIVATIONS.index(kind), alpha, beta
         )
+        return dst
 
     def prepared(
         self, problem: ConvProblem, activation: Activation, src: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor

@@ -12,10 +12,12 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from convselect.graph.nodes import args_of, call
 from convselect.graph.program.arena import Buffer
 from convselect.graph.program.slices import head_of
 from convselect.graph.program.steps import (
     Address,
+    Sizes,
     Steps,
     Value,
     gives_strides,
@@ -124,7 +126,7 @@ class Segment:
         head = head_of(self.nodes, sizes, steps.constants, steps.machine.threads)
         inside = head.place(buffers)
         for first, images in head:
-            steps.sizes = lambda node, images=images: (images, *sizes(node)[1:])
+            steps.sizes = _of_slice(sizes, images)
             steps.values = head.values(values, inside, first)
             emit(0, head.count)
         steps.sizes, steps.values = sizes, values
@@ -157,6 +159,10 @@ class _Sizes:
         return size if isinstance(size, int) else int(size.node.expr.subs(self._known))
 
 
+def _of_slice(sizes: Sizes, images: int) -> Sizes:
+    return lambda node: (images, *sizes(node)[1:])
+
+
 def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> tuple[dict[Node, Value], list[Buffer]]:
     """Where each value of the segment lies, and the buffers with their lifetimes.
 
@@ -171,7 +177,7 @@ def place_values(segment: Segment, sizes: Callable[[Node], tuple[int, ...]]) -> 
     for node in (*segment.inputs, *segment.nodes):
         at = position.get(node, 0)
         if node in position and is_view(node):
-            owner, address = node, values[node.args[0]].address
+            owner, address = node, values[args_of(node)[0]].address
             buffer = address.buffer
         else:
             owner, channel = home.get(node, (node, 0))
@@ -193,9 +199,9 @@ def _homes(segment: Segment) -> dict[Node, tuple[Node, int]]:
     for cat in reversed(segment.nodes):
         if cat.target is not aten.cat.default or not is_nhwc(cat):
             continue
-        operands = cat.args[0]
-        places = [home.get(operand) for operand in operands]
-        if cat not in home and cat not in segment.outputs and None not in places and _free(cat):
+        operands = args_of(cat)[0]
+        places = [home[operand] for operand in operands if operand in home]
+        if cat not in home and cat not in segment.outputs and len(places) == len(operands) and _free(cat):
             owner, channel = places[0]
             channels = [0, *itertools.accumulate(_channels(operand) for operand in operands)]
             if places == [(owner, channel + c) for c in channels[:-1]]:
@@ -264,9 +270,9 @@ def split(module: GraphModule, constants: int) -> GraphModule:
             sources = dict.fromkeys(source for node in stretch for source in tensors_of(node))
             inputs = [n for n in sources if n not in inside and n not in given]
             values = packed, tuple(map(operand, symbols)), *map(operand, inputs)
-            call = new.call_function(Segment(stretch, symbols, inputs, results, given), values)
+            called = call(new, Segment(stretch, symbols, inputs, results, given), *values)
             for i, node in enumerate(results):
-                made[node] = new.call_function(operator.getitem, (call, i))
+                made[node] = new.call_function(operator.getitem, (called, i))
         for node in stretch:
             if node in outside:
                 made[node] = new.node_copy(node, operand)

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from convselect.graph.lower import Call
+from convselect.graph.nodes import args_of
 from convselect.graph.program.arena import Buffer
 from convselect.graph.program.steps import Address, Sizes, Value, is_view, tensors_of
 
@@ -72,7 +73,7 @@ def head_of(nodes: Sequence[Node], sizes: Sizes, constants: Mapping[Node, torch.
         if is_view(node):
             continue
         image = sum(4 * math.prod(sizes(value)[1:]) for value in (node, *sources))
-        weights = constants[node.args[1]].nbytes if isinstance(node.target, Call) else 0
+        weights = constants[args_of(node)[1]].nbytes if isinstance(node.target, Call) else 0
         saved += image - weights
         largest = max(largest, image)
         if saved > most_saved:

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from convselect.graph.fuse import activation_of
 from convselect.graph.lower import Call, ScaleShift, to_layout
+from convselect.graph.nodes import args_of
 from convselect.graph.operators import layout_of
 from convselect.graph.program.arena import Buffer, place
 from convselect.layout import Layout, holds
@@ -45,7 +46,7 @@ def is_step(node: Node) -> bool:
     if target in _VIEWS:
         return bool(sources[0].meta["val"].is_contiguous() and value.is_contiguous())
     if target is aten.cat.default:
-        return value.dim() == 4 and node.args[1:] in ((1,), (-3,)) and _same_layout(node, node.args[0])
+        return value.dim() == 4 and args_of(node)[1:] in ((1,), (-3,)) and _same_layout(node, args_of(node)[0])
     if target is aten.mul.Tensor:
         return excited(node) is not None
     if target is aten.add.Tensor:
@@ -63,13 +64,13 @@ def tensors_of(node: Node) -> list[Node]:
 def is_view(node: Node) -> bool:
     """Whether `node`, a step, is the bytes of its source."""
     if node.target is to_layout:
-        return holds(node.args[0].meta["val"], node.args[1])
+        return holds(args_of(node)[0].meta["val"], args_of(node)[1])
     return node.target in _VIEWS
 
 
 def excited(node: Node) -> tuple[Node, Node] | None:
     """(x, s) where `node` is x [mb, c, h, w] times s [mb, c, 1, 1] by channel; None if it is another product."""
-    for x, s in (node.args, node.args[::-1]):
+    for x, s in (args_of(node), args_of(node)[::-1]):
         if not (isinstance(x, Node) and isinstance(s, Node)):
             return None
         if not (isinstance(x.meta["val"], torch.Tensor) and isinstance(s.meta["val"], torch.Tensor)):  # sizes
@@ -88,7 +89,7 @@ def takes_strides(node: Node) -> bool:
 def gives_strides(node: Node) -> bool:
     """Whether `node` can write into a range of the channels of a wider NHWC tensor."""
     if isinstance(node.target, Call):
-        return node.target.primitive.dst_layout is Layout.NHWC and node.args[3] is None
+        return node.target.primitive.dst_layout is Layout.NHWC and args_of(node)[3] is None
     return node.target in (ops.pool2d.default, ops.upsample2d.default) or takes_strides(node)
 
 
@@ -162,12 +163,14 @@ class Steps:
             self._conv(node, target)
         elif target is to_layout:
             mb, channels, h, w = sizes
-            addresses = self.values[node.args[0]].address, self.values[node].address
-            self._add("to_layout", int(node.args[1] is Layout.NHWC), mb, channels, h * w, *addresses)
+            addresses = self.values[args_of(node)[0]].address, self.values[node].address
+            self._add("to_layout", int(args_of(node)[1] is Layout.NHWC), mb, channels, h * w, *addresses)
         elif isinstance(target, ScaleShift):
             code, alpha, beta = target.arguments
-            scale, shift = (self._constant(constant) for constant in node.args[1:])
-            self._scale_shift(node, node.args[0], Activation(ACTIVATIONS[code], alpha, beta), scale=scale, shift=shift)
+            scale, shift = (self._constant(constant) for constant in args_of(node)[1:])
+            self._scale_shift(
+                node, args_of(node)[0], Activation(ACTIVATIONS[code], alpha, beta), scale=scale, shift=shift
+            )
         elif target is ops.linear.default:
             self._linear(node)
         elif target is ops.pool2d.default:
@@ -177,12 +180,16 @@ class Steps:
         elif target is aten.cat.default:
             self._cat(node)
         elif target is aten.mul.Tensor:
-            x, s = excited(node)
+            factors = excited(node)
+            assert factors is not None, "otherwise it is no step"
+            x, s = factors
             self._scale_shift(node, x, IDENTITY, scale=self.values[s].address, scale_stride=sizes[1])
         elif target is aten.add.Tensor:
-            self._scale_shift(node, node.args[0], IDENTITY, addend=self.values[node.args[1]].address)
+            self._scale_shift(node, args_of(node)[0], IDENTITY, addend=self.values[args_of(node)[1]].address)
         else:
-            self._scale_shift(node, node.args[0], activation_of(node))
+            activation = activation_of(node)
+            assert activation is not None, "otherwise it is no step"
+            self._scale_shift(node, args_of(node)[0], activation)
 
     def _add(self, kind: str, *words: Word) -> None:
         self.records.append([STEPS.index(kind), len(words) + 2, *words])
@@ -191,7 +198,7 @@ class Steps:
         return None if node is None else self.constants[node].data_ptr()
 
     def _conv(self, node: Node, call: Call) -> None:
-        src, packed, bias, residual = node.args
+        src, packed, bias, residual = args_of(node)
         mb, ic, ih, iw = self.sizes(src)
         problem = call.problem.with_batch(mb)
         assert isinstance(call.primitive, KernelPrimitive)
@@ -227,14 +234,14 @@ class Steps:
         )  # fmt: skip
 
     def _linear(self, node: Node) -> None:
-        x, weight, bias, code, alpha, beta = node.args
+        x, weight, bias, code, alpha, beta = args_of(node)
         (m, k), n = self.sizes(x), self.sizes(node)[1]
         addresses = [None if v is None else self.values[v].address for v in (x, weight, bias)]
         activation = _activation(Activation(ACTIVATIONS[code], alpha, beta))
         self._add("linear", m, n, k, *addresses, self.values[node].address, *activation)
 
     def _pool(self, node: Node) -> None:
-        src, geometry, maximum, include_pad, divisor = node.args
+        src, geometry, maximum, include_pad, divisor = args_of(node)
         mb, channels, ih, iw = self.sizes(src)
         value = self.values[node]
         self._add(
@@ -243,7 +250,7 @@ class Steps:
         )  # fmt: skip
 
     def _upsample(self, node: Node) -> None:
-        src, _, linear, align_corners, *scales = node.args
+        src, _, linear, align_corners, *scales = args_of(node)
         mb, channels, ih, iw = self.sizes(src)
         value = self.values[node]
         self._add(
@@ -256,7 +263,7 @@ class Steps:
         """Copies the operands that were not written in place."""
         whole, first, nhwc = self.values[node], 0, is_nhwc(node)
         mb, channels, h, w = self.sizes(node)
-        for operand in node.args[0]:
+        for operand in args_of(node)[0]:
             count = self.sizes(operand)[1]
             if count == 0:
                 continue

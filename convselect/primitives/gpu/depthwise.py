@@ -38,7 +38,7 @@ class Depthwise(TritonPrimitive):
     ) -> list[Launch]:  # fmt: skip
         from convselect.kernels.triton import depthwise
 
-        return depthwise.launches(problem, self.block, self.src_layout is Layout.NHWC, src, packed, dst, end)
+        return list(depthwise.launches(problem, self.block, self.src_layout is Layout.NHWC, src, packed, dst, end))
 
 
 register(

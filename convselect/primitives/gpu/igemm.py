@@ -38,13 +38,14 @@ class ImplicitGemm(TritonPrimitive):
         if self.parts == 1:
             return 0
         p = problem
-        return 4 * self.parts * p.mb * p.oh * p.ow * round_up(p.oc, self.tile.columns)
+        return 4 * self.parts * p.mb * p.oh * p.ow * int(round_up(p.oc, self.tile.columns))
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import igemm
 
         shape = self.packed_shape(problem, weight.element_size())
-        return igemm.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
+        packed: torch.Tensor = igemm.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
+        return packed
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
@@ -53,9 +54,9 @@ class ImplicitGemm(TritonPrimitive):
         from convselect.kernels.triton import igemm
 
         programs = resident(src.device, self.shared_bytes()) if self.persistent else 0
-        return igemm.launches(
+        return list(igemm.launches(
             problem, self.tile, src, packed, dst, end, tf32, programs=programs, parts=self.parts
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 register(

@@ -32,7 +32,8 @@ class Im2row(TritonPrimitive):
         from convselect.kernels.triton import stem
 
         shape = self.packed_shape(problem, weight.element_size())
-        return stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
+        packed: torch.Tensor = stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
+        return packed
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
@@ -44,7 +45,7 @@ class Im2row(TritonPrimitive):
         patches = src.new_empty((src.shape[0] * p.oh * p.ow, kp))
         factors = gemm.Matrices(patches, kp), gemm.factors(packed), gemm.Matrices(dst, p.oc)
         products = gemm.launches(self.tile, (1, len(patches), p.oc, kp), *factors, tf32, end)
-        return stem.im2row_launches(p, src, patches) + products
+        return [*stem.im2row_launches(p, src, patches), *products]
 
 
 register(

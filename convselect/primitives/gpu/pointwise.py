@@ -41,7 +41,7 @@ class Pointwise(TritonPrimitive):
         if nhwc:
             matrix = matrix.t()
         shape = self.packed_shape(problem, weight.element_size())
-        packed = right_factor(matrix, shape, nhwc and matrix_units)
+        packed: torch.Tensor = right_factor(matrix, shape, nhwc and matrix_units)
         packed[: matrix.shape[0], : matrix.shape[1]] = matrix
         return packed
 
@@ -54,10 +54,11 @@ class Pointwise(TritonPrimitive):
         mb, p, weights = src.shape[0], problem, factors(packed)
         pixels = p.ih * p.iw
         if self.src_layout is Layout.NHWC:
-            size = (1, mb * pixels, p.oc, p.ic)
-            return launches(self.tile, size, Matrices(src, p.ic), weights, Matrices(dst, p.oc), tf32, end)
+            size = 1, mb * pixels, p.oc, p.ic
+            return list(launches(self.tile, size, Matrices(src, p.ic), weights, Matrices(dst, p.oc), tf32, end))
         images, results = Matrices(src, pixels, p.ic * pixels), Matrices(dst, pixels, p.oc * pixels)
-        return launches(self.tile, (mb, p.oc, pixels, p.ic), weights, images, results, tf32, end, bias_of_rows=True)
+        size = mb, p.oc, pixels, p.ic
+        return list(launches(self.tile, size, weights, images, results, tf32, end, bias_of_rows=True))
 
 
 register(

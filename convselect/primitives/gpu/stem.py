@@ -38,7 +38,8 @@ class Stem(TritonPrimitive):
         from convselect.kernels.triton import stem
 
         shape = self.packed_shape(problem, weight.element_size())
-        return stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
+        packed: torch.Tensor = stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
+        return packed
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
@@ -46,7 +47,7 @@ class Stem(TritonPrimitive):
     ) -> list[Launch]:  # fmt: skip
         from convselect.kernels.triton import stem
 
-        return stem.launches(problem, self.tile, src, packed, dst, end, tf32)
+        return list(stem.launches(problem, self.tile, src, packed, dst, end, tf32))
 
 
 register(

@@ -40,13 +40,15 @@ class Winograd(TritonPrimitive):
     def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         p, size = problem, element_bytes(machine.precision)
         planes, cp, ocp = self.packed_shape(p, size)
-        return planes * p.mb * blocks(p.oh, self.m) * blocks(p.ow, self.m) * (size * cp + 4 * ocp)
+        return planes * p.mb * int(blocks(p.oh, self.m) * blocks(p.ow, self.m)) * (size * cp + 4 * ocp)
 
     def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
         from convselect.kernels.triton import winograd
 
         shape = self.packed_shape(problem, weight.element_size())
-        return winograd.pack(weight.detach(), self.m, shape, self.m == 2 and on_matrix_units(weight.dtype))
+        matrix_units = self.m == 2 and on_matrix_units(weight.dtype)
+        packed: torch.Tensor = winograd.pack(weight.detach(), self.m, shape, matrix_units)
+        return packed
 
     def launches(
         self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
@@ -55,7 +57,7 @@ class Winograd(TritonPrimitive):
         from convselect.kernels.triton import winograd
 
         rounded = tf32 and self.m == 2
-        return winograd.launches(problem, self.m, self.tile, src, packed, dst, end, rounded)
+        return list(winograd.launches(problem, self.m, self.tile, src, packed, dst, end, rounded))
 
 
 _F2 = {"float32": 2e-6, "tf32": 4e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
