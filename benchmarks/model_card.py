@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convselect.costs import CostModel
-from convselect.costs.network import WEIGHTS
+from convselect.costs.model import WEIGHTS
 
 PAGE = Path(__file__).parent / "MODEL.md"
 HEAD = """# The shipped cost models

@@ -54,7 +54,7 @@ class Machine:
 class Gpu(Machine):
     """A GPU: `isa` "sm_90" (NVIDIA's) or "gfx942" (AMD's), `cores` multiprocessors, one "thread".
 
-    `l1d_bytes`: of shared memory that a block may have. Clocks in kHz, 0 where unknown; `driver`, of which the CUDA
+    `l1d_bytes` is what `shared_bytes` says. Clocks in kHz, 0 where unknown; `driver`, of which the CUDA
     version, and `cudnn` as their libraries count versions; `driver_release` "" where the system does not tell; `triton`
     "" where it is not installed. `index`: torch's, None for a GPU that need not be there.
     """
@@ -68,6 +68,11 @@ class Gpu(Machine):
     triton: str = ""
     driver_release: str = ""
     index: int | None = None
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that a block may have."""
+        return self.l1d_bytes
 
     @property
     def capability(self) -> int:

@@ -133,5 +133,5 @@ def test_neighbours_gather_from_neighbouring_addresses(build: Build) -> None:
 
 def test_no_primitive_is_too_large_for_these_gpus() -> None:
     for capability, most in MOST_SHARED_BYTES.items():
-        assert machine(capability=capability).l1d_bytes == most
+        assert machine(capability=capability).shared_bytes == most
     assert max(primitive.shared_bytes() for primitive in TRITON) <= min(MOST_SHARED_BYTES.values())

@@ -330,7 +330,7 @@ def test_each_graph_on_its_own_device() -> None:
 
 
 def test_a_capture_that_raises_leaves_the_stream_as_it_was() -> None:
-    device, x = cuda.Cuda(), torch.zeros(1, device="cuda")
+    device, x = cuda.CudaClock(), torch.zeros(1, device="cuda")
 
     def broken() -> None:
         x.add_(1)
@@ -344,7 +344,7 @@ def test_a_capture_that_raises_leaves_the_stream_as_it_was() -> None:
 
 
 def test_memory_of_graphs_that_are_gone_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = cuda.Cuda()
+    device = cuda.CudaClock()
     device.elapsed_ms(device.capture(lambda: torch.zeros(2**28, device="cuda")))
     before = torch.cuda.memory_reserved()
     monkeypatch.setattr("convselect.measure.cuda._IDLE_PART", 1e9)

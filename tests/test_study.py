@@ -23,7 +23,7 @@ from convselect.costs.transfer import Adapted
 from convselect.machine import cpu
 from convselect.problem import ConvProblem
 from convselect.study import evaluate as study
-from convselect.study import networks
+from convselect.study import learners
 from convselect.study.choose import choose
 from convselect.study.evaluate import evaluate, split, summary
 from convselect.study.methods import RANDOM, Prediction, columns, factors
@@ -63,7 +63,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     pq.write_table(table(OTHER), folder / "t.parquet")
     arguments = ["--source", folder / "s.parquet", "--target", folder / "t.parquet", "--json", folder / "out.json"]
     with pytest.MonkeyPatch.context() as patch:
-        quick = {"nn1": networks.nn1, "nn2": networks.nn2}
+        quick = {"nn1": learners.nn1, "nn2": learners.nn2}
         for name, learner in quick.items():
             patch.setattr(study, name, lambda profile, learner=learner: learner(profile, steps=150))
         settings = Settings(hidden=(48, 48), ensemble=2, steps=400, evaluations=10)
@@ -225,7 +225,7 @@ def test_on_the_papers_tables_a_few_samples_beat_a_factor_by_far() -> None:
         pytest.skip(f"the paper's published tables are not at {DATA}")
     source, target = (read([DATA / f"paper_{name}.parquet"]) for name in ("intel", "amd"))
     train, _, pool, held = split(source, target, 0.2)
-    model = networks.linear(train)  # a weak model shows as well what adaptation adds
+    model = learners.linear(train)  # a weak model shows as well what adaptation adds
     at = {name: i for i, name in enumerate(train.primitives)}
     sampled = pool.take(np.random.default_rng(0).permutation(len(pool))[:25])
     known, wanted = (model.log_ms(profile)[:, [at[n] for n in profile.primitives]] for profile in (sampled, held))

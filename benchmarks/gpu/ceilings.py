@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from convselect.machine import gpu
-from convselect.measure.cuda import Cuda
+from convselect.measure.cuda import CudaClock
 
 
-def _median_ms(run: Callable[[], object], device: Cuda, rounds: int = 15) -> float:
+def _median_ms(run: Callable[[], object], device: CudaClock, rounds: int = 15) -> float:
     device.warm_up(run)
     return statistics.median(device.elapsed_ms(run) for _ in range(rounds))
 
 
 def ceilings() -> dict[str, Any]:
     """GB/s counts bytes read and written, TFLOP/s two operations for each multiply-add. "gpu": all of `Gpu`."""
-    device, here = Cuda(), gpu()
+    device, here = CudaClock(), gpu()
     found: dict[str, Any] = {
         "machine": f"{here.name}, {here.isa}, {here.cores} multiprocessors, driver {here.driver}",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

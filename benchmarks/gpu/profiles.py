@@ -18,7 +18,7 @@ from convselect.kernels.triton.launch import Launch
 from convselect.layout import strides
 from convselect.machine import Gpu, gpu
 from convselect.measure import profiling
-from convselect.measure.cuda import Cuda, Device, GpuTimer
+from convselect.measure.cuda import CudaClock, GpuClock, GpuTimer
 from convselect.primitive import IDENTITY, Activation, Primitive, primitives
 from convselect.primitives.gpu.base import TritonPrimitive, epilogue
 from convselect.problem import ConvProblem
@@ -78,7 +78,7 @@ def watched(precision: str, failures: Sequence[Mapping[str, Any]], note: Note) -
 class Forgiving(GpuTimer):
     """Leaves out a primitive that raises, and adds that to the file `failures`."""
 
-    def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device, failures: Path) -> None:
+    def __init__(self, machine: Gpu, dtype: torch.dtype, device: GpuClock, failures: Path) -> None:
         super().__init__(machine, dtype, device)
         self._failures = failures
         self._errors: Counter[str] = Counter()
@@ -98,7 +98,7 @@ class Forgiving(GpuTimer):
 
 
 def forgiving(dtype: torch.dtype, failures: Path) -> GpuTimer:
-    return Forgiving(gpu(0, dtype), dtype, Cuda(), failures)
+    return Forgiving(gpu(0, dtype), dtype, CudaClock(), failures)
 
 
 def profile(

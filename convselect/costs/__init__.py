@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convselect.costs.metrics import TWO_SIDED_90
-from convselect.costs.network import Candidate, CostModel, shipped
+from convselect.costs.model import CostModel, PrimitiveKey, shipped
 from convselect.costs.operators import OperatorModel, OperatorTiming
 from convselect.costs.prior import Model, model_for
 from convselect.costs.samples import Samples, Timing
@@ -17,8 +17,18 @@ from convselect.machine import Machine
 from convselect.problem import ConvProblem
 
 __all__ = [
-    "MEASURED_STD", "TWO_SIDED_90", "Candidate", "CostModel", "Costs", "Model", "OperatorModel", "OperatorTiming",
-    "Samples", "Timing", "model_for", "shipped",
+    "MEASURED_STD",
+    "TWO_SIDED_90",
+    "CostModel",
+    "Costs",
+    "Model",
+    "OperatorModel",
+    "OperatorTiming",
+    "PrimitiveKey",
+    "Samples",
+    "Timing",
+    "model_for",
+    "shipped",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
@@ -38,7 +48,7 @@ class Costs:
         """The same model on the same machine, with `samples` added to those at hand."""
         return Costs(self.model, self.samples.merged(samples), self.machine)
 
-    def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate]) -> tuple[Array, Array]:
+    def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[PrimitiveKey]) -> tuple[Array, Array]:
         """Milliseconds, and the standard deviations of their logs, both f64 [n, len(candidates)].
 
         candidates: (primitive, family), whether or not a primitive can run the problem. What was timed is as the

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convselect.costs.features import FEATURES, describe
-from convselect.costs.network import VIEW, Candidate, CostModel, shipped
+from convselect.costs.model import VIEW, CostModel, PrimitiveKey, shipped
 from convselect.costs.operators import Line, OperatorModel
 from convselect.data import COMMON, read_problems
 from convselect.machine import Gpu, Machine
@@ -155,7 +155,7 @@ class Roofline:
         return self._known[key]
 
     def log_predict(
-        self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int
+        self, problems: Sequence[ConvProblem], candidates: Sequence[PrimitiveKey], threads: int
     ) -> tuple[Array, Array]:
         """Mean and standard deviation of log(ms), both f64 [n, len(candidates)]; `threads` is always one."""
         rows = [[self._log_ms(problem, *candidate) for candidate in candidates] for problem in problems]

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from convselect.costs.features import describe
 from convselect.costs.metrics import TWO_SIDED_90, mdrae, quality
-from convselect.costs.network import CostModel, Statistics
+from convselect.costs.model import CostModel, Statistics
 from convselect.costs.operators import OperatorModel
 from convselect.costs.tables import Profile, group, read, read_operators
 

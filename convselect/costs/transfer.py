@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convselect.costs.gaussian_process import STUDENT, Kin, Process, Rows
-from convselect.costs.network import Candidate
+from convselect.costs.model import PrimitiveKey
 from convselect.costs.operator_scale import OperatorScale
 from convselect.costs.prior import Model
 from convselect.costs.samples import Samples
@@ -99,10 +99,10 @@ class Adapted:
         self._process = Process(rows, self._kin(self._sampled), extra, trust)
         self._operators = OperatorScale(model.operators, samples.operators, trust)
 
-    def _extra(self, candidates: Sequence[Candidate]) -> Array:
+    def _extra(self, candidates: Sequence[PrimitiveKey]) -> Array:
         return np.array([self.model.prior_std(*candidate) for candidate in candidates])
 
-    def _kin(self, candidates: Sequence[Candidate]) -> Kin:
+    def _kin(self, candidates: Sequence[PrimitiveKey]) -> Kin:
         """`candidates` and the sampled ones; one without a profile is like itself only."""
         mine, others = self._profiles(candidates), self._profiles(self._sampled)
         apart = (mine**2).sum(axis=1)[:, None] + (others**2).sum(axis=1) - 2 * mine @ others.T
@@ -113,7 +113,7 @@ class Adapted:
                 same[i, where[primitive]] = 1
         return Kin(np.where(same == 1, 1.0, np.nan_to_num(np.exp(-apart.clip(min=0)))), same)
 
-    def _profiles(self, candidates: Sequence[Candidate]) -> Array:
+    def _profiles(self, candidates: Sequence[PrimitiveKey]) -> Array:
         """f64 [n, K]; NaN where the model has none."""
         rows = np.full((len(candidates), self.model.profile_parts), np.nan)
         for i, candidate in enumerate(candidates):
@@ -131,7 +131,7 @@ class Adapted:
         return mean, std
 
     def log_predict(
-        self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int
+        self, problems: Sequence[ConvProblem], candidates: Sequence[PrimitiveKey], threads: int
     ) -> tuple[Array, Array]:
         """Mean and standard deviation of log(ms), both f64 [n, len(candidates)].
 

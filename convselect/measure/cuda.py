@@ -28,7 +28,7 @@ _IDLE_PART = 4
 """The allocator gives memory back, once a problem is done, where more than one such part of the GPU's lies idle."""
 
 
-class Device(Protocol):
+class GpuClock(Protocol):
     """What timing asks of CUDA."""
 
     device: torch.device
@@ -46,7 +46,7 @@ class Device(Protocol):
         """Of graphs that are gone, where much is kept."""
 
 
-class Cuda:
+class CudaClock:
     """A GPU that is there."""
 
     def __init__(self, index: int = 0) -> None:
@@ -97,7 +97,7 @@ class Cuda:
 class GpuTimer:
     """The GPU's counterpart of `cpu.PrimitiveTimer`. Epilogue: ReLU and a bias, float32 as a folded batch norm's."""
 
-    def __init__(self, machine: Gpu, dtype: torch.dtype, device: Device) -> None:
+    def __init__(self, machine: Gpu, dtype: torch.dtype, device: GpuClock) -> None:
         self.machine, self.dtype, self._device = machine, dtype, device
         self._random = torch.Generator(device.device)  # the user's random numbers stay where they are
 
@@ -106,7 +106,7 @@ class GpuTimer:
         """Of the GPU "cuda:`index`". Raises `ValueError` where torch finds none."""
         if not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but torch finds no GPU that it can use")
-        return cls(gpu(index, dtype), dtype, Cuda(index))
+        return cls(gpu(index, dtype), dtype, CudaClock(index))
 
     def calls(self, problem: ConvProblem) -> int:
         """Of a graph: enough for twice the L2."""

@@ -6,7 +6,7 @@ import torch
 
 from convselect.machine import Gpu, Machine
 from convselect.measure.cpu import PrimitiveTimer
-from convselect.measure.cuda import Cuda, GpuTimer
+from convselect.measure.cuda import CudaClock, GpuTimer
 
 Timer = PrimitiveTimer | GpuTimer
 
@@ -16,4 +16,4 @@ def timer_of(machine: Machine) -> Timer:
     if not isinstance(machine, Gpu):
         return PrimitiveTimer(machine)
     dtype = torch.float32 if machine.precision == "tf32" else getattr(torch, machine.precision)
-    return GpuTimer(machine, dtype, Cuda(machine.index or 0))
+    return GpuTimer(machine, dtype, CudaClock(machine.index or 0))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convselect.costs.gaussian_process import matern
-from convselect.costs.network import CostModel
+from convselect.costs.model import CostModel
 from convselect.costs.tables import Profile
 
 _POOL = 1500

@@ -17,8 +17,8 @@ from convselect.costs.metrics import TWO_SIDED_90, quality
 from convselect.costs.tables import Profile, group, read, with_defaults
 from convselect.costs.train import learn
 from convselect.study.choose import choose
+from convselect.study.learners import linear, nn1, nn2
 from convselect.study.methods import CHOSEN, NEEDS_SAMPLES, RANDOM, Method, Prediction, Source, as_is, unadapted
-from convselect.study.networks import linear, nn1, nn2
 
 Row = dict[str, Any]
 

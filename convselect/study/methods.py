@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from convselect.costs.network import CostModel
+from convselect.costs.model import CostModel
 from convselect.costs.samples import Samples
 from convselect.costs.tables import Profile
 from convselect.costs.transfer import Adapted
-from convselect.study.networks import Networks, nn2, tune
+from convselect.study.learners import Networks, nn2, tune
 
 Array = npt.NDArray[np.float64]
 _SCRATCH_STEPS, _TUNE_STEPS = 500, 300

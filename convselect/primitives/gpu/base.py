@@ -118,8 +118,8 @@ class TritonPrimitive(Primitive):
             return reason
         if machine.precision not in self.precisions:
             return f"only {' and '.join(self.precisions)} are supported (this is {machine.precision})"
-        if 0 < machine.l1d_bytes < (shared := self.shared_bytes()):
-            return f"its tiles take {shared} bytes of shared memory, and a block of this GPU has {machine.l1d_bytes}"
+        if 0 < machine.shared_bytes < (shared := self.shared_bytes()):
+            return f"its tiles take {shared} bytes of shared memory, and a block of this GPU has {machine.shared_bytes}"
         if (reason := next((reason for rule in self._rules if (reason := rule(problem))), None)) is not None:
             return reason
         nbytes = self.workspace_bytes(problem, machine)

@@ -32,8 +32,8 @@ VIEW = (
 )  # fmt: skip
 
 Array = npt.NDArray[np.float64]
-Candidate = tuple[str, str]
-"""(primitive, family)."""
+PrimitiveKey = tuple[str, str]
+"""A primitive as cost models know it: its name and its family."""
 
 
 def shipped(machine: Machine) -> Path:
@@ -131,7 +131,7 @@ class CostModel:
         return FAMILY_STD if family in self.families else 2 * FAMILY_STD
 
     def log_predict(
-        self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int
+        self, problems: Sequence[ConvProblem], candidates: Sequence[PrimitiveKey], threads: int
     ) -> tuple[Array, Array]:
         """Mean and standard deviation of log(ms), both f64 [n, len(candidates)].
 
@@ -168,7 +168,7 @@ class CostModel:
                 std[:, j] = np.sqrt(variance.mean(axis=1) + (2 * FAMILY_STD) ** 2)
         return mean, std
 
-    def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[Candidate], threads: int) -> Array:
+    def predict(self, problems: Sequence[ConvProblem], candidates: Sequence[PrimitiveKey], threads: int) -> Array:
         """Milliseconds, f64 [n, len(candidates)], whether or not a primitive can run the problem."""
         result: Array = np.exp(self.log_predict(problems, candidates, threads)[0])
         return result
