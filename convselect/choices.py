@@ -120,7 +120,7 @@ def predict(costs: Costs, able: Able) -> tuple[Times, dict[ConvProblem, dict[str
 
 
 def measured_ms(able: Able, timer: Timer) -> Times:
-    """Of every candidate: the oracle."""
+    """The time of every candidate: the oracle."""
     return {problem: timer.time_primitives(problem, primitives) for problem, primitives in able.items()}
 
 
@@ -206,7 +206,7 @@ def plan_of(
 
 
 def unconverted_plan(others: Sequence[Unconverted], options: Options, where: str) -> Plan:
-    """Of a graph on the device `where` that stays as it is."""
+    """The plan of a graph on the device `where` that stays as it is."""
     layers = tuple(map(_unconverted, others))
     return Plan(where, "", options.accuracy, options.select, False, layers, (), (), 0.0, 0.0, 0.0)
 

@@ -18,7 +18,7 @@ import torch
 import convselect.kernels as kernels
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
-"""Of the products: tf32 is float32 whose factors are rounded to 10 bits, where torch's switch allows that."""
+"""What products are computed in: tf32 is float32 with factors rounded to 10 bits, where torch's switch allows that."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _triton_version() -> str:
 
 
 def _driver_release() -> str:
-    """Of NVIDIA's driver, such as "550.54.15"."""
+    """The release of NVIDIA's driver, such as "550.54.15"; "" where the system does not tell."""
     try:
         found = re.search(r"\d+\.[.\d]*\d", Path("/proc/driver/nvidia/version").read_text())
     except OSError:

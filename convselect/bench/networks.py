@@ -64,7 +64,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def side_of(name: str) -> int:
-    """Of the images that a network of torchvision is made for."""
+    """Height and width of the images that a network of torchvision is made for."""
     return 299 if name == "inception_v3" else 224
 
 
@@ -122,7 +122,7 @@ def _without_weights(name: str) -> dict[str, bool]:
 
 
 def convolution_flops(model: nn.Module, x: torch.Tensor) -> int:
-    """Of all convolutions in one run, as the direct algorithm counts: two for each multiply-add."""
+    """Operations of all convolutions in one run, as the direct algorithm counts: two for each multiply-add."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(x.shape))
     return int(counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0))

@@ -52,7 +52,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one network; by `WAYS`."""
+    """The judgement of one network's plans, one for each of `WAYS`."""
 
     network: str
     convolutions: int

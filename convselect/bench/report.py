@@ -29,7 +29,7 @@ class Row:
     shape: tuple[int, ...]
     results: list[Result]
     flops: int = 0
-    """Of its convolutions."""
+    """Operations of its convolutions."""
 
     def median_ms(self, peer: str) -> float | None:
         return next((result.median_ms for result in self.results if result.peer == peer), None)
@@ -90,7 +90,7 @@ class Report:
         return geomean(ratios) if ratios else None
 
     def fraction(self, row: Row) -> float | None:
-        """Of the machine's float32 peak that ours reaches on one network. Winograd may pass 1."""
+        """The part of the machine's float32 peak that ours reaches on one network. Winograd may pass 1."""
         ms = row.median_ms(OURS)
         return row.flops / ms * 1e-6 / max(self.peak_gflops.values()) if ms and row.flops and self.peak_gflops else None
 

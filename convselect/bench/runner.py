@@ -72,7 +72,7 @@ class Result:
     median_ms: float | None = None
     min_ms: float | None = None
     rel_l2: float | None = None
-    """Of the first output, against eager in float64."""
+    """Relative L2 error of the first output, against eager in float64."""
     prepare_s: float | None = None
     """From a model in memory to the first result: export, compilation, calibration."""
     absent: str | None = None

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from convselect.problem import DIMENSIONS, ConvProblem
 
 PEAK_GFLOPS = 100.0
-"""Of one thread, in the analytic prior. Only the ratio to the bandwidth matters: the network learns the rest."""
+"""Peak of one thread in the analytic prior. Only its ratio to the bandwidth matters: the network learns the rest."""
 BANDWIDTH_GB_S = 10.0
-"""Of one thread, in the analytic prior."""
+"""Bandwidth of one thread in the analytic prior."""
 CALL_MS = 0.004
 """Fixed cost of a call, in the analytic prior."""
 

@@ -31,7 +31,7 @@ _TYPICAL = np.log([1.0, 0.15, 0.1, 0.08, 0.08, 0.08, 0.1, 0.25, 0.1, 1.4, 0.03, 
 _TOLERANCE = np.array([1.0] * 3 + [0.7] * 6 + [0.5, 0.7, 0.7])
 """Standard deviations of the hyperprior."""
 _ROWS, _STEPS, _RATE = 128, 6, 0.4
-"""Of the search for hyperparameters: rows seen, gradient steps, length of a step."""
+"""The search for hyperparameters: rows seen, gradient steps, length of a step."""
 STUDENT, _ROUNDS = 4.0, 3
 """Degrees of freedom of the noise: a descheduled thread must not move the rest; rounds of weighing the rows."""
 _MOST = 1024
@@ -138,7 +138,7 @@ class Process:
         return theta
 
     def _gradient(self, rows: Rows, theta: Array) -> Array:
-        """Of -log(marginal likelihood) by `theta`: tr((K^-1 - a a') dK) / 2 with a = K^-1 y."""
+        """The gradient of -log(marginal likelihood) by `theta`: tr((K^-1 - a a') dK) / 2 with a = K^-1 y."""
         noise = np.exp(2 * theta[_NOISE]) * rows.std**2
         inverse = np.linalg.inv(self._kernel(rows, theta) + np.diag(noise))
         alpha = inverse @ rows.y

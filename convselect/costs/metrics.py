@@ -34,7 +34,7 @@ def mdrae(predicted: Array, measured: Array) -> float:
 
 
 def quality(predicted: Array, measured: Array) -> Quality:
-    """Of `predicted` against `measured`, both ms [n, primitives]; NaN in `measured`: the primitive was not timed."""
+    """How well `predicted` fits `measured`, both ms [n, primitives]; NaN in `measured`: the primitive was not timed."""
     known = np.isfinite(measured)
     rows = known.any(axis=1)
     predicted, measured, known = predicted[rows], measured[rows], known[rows]

@@ -56,7 +56,7 @@ def silu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the training data: f32 [F] for each feature, [P] for each primitive, [P, F] for both.
+    """Statistics of the training data: f32 [F] for each feature, [P] for each primitive, [P, F] for both.
 
     Residuals are log(ms / floor_ms). `std` is the model's own held-out error on them.
     """
@@ -118,7 +118,7 @@ class CostModel:
         return int(self.statistics.profile.shape[1])
 
     def profile(self, primitive: str, family: str) -> npt.NDArray[np.float32] | None:
-        """Of `statistics.profile`, or its family's mean; None of a family that the model does not know."""
+        """The primitive's row of `statistics.profile`, or its family's mean; None if the model knows neither."""
         members = [i for i, name in enumerate(self.primitives) if name == primitive] or [
             i for i, name in enumerate(self.families) if name == family
         ]

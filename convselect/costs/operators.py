@@ -96,7 +96,7 @@ class OperatorModel:
         return next((k for k in tried if k in self.lines), None)
 
     def line(self, key: str, threads: int) -> Line:
-        """Of `key` at the nearest number of threads that was fitted."""
+        """The line of `key` at the nearest number of threads that was fitted."""
         found = self.known(key)
         if found is None:
             return DEFAULT

@@ -45,13 +45,13 @@ _L2_BYTES_PER_CLOCK = 64
 _CLOCK_KHZ, _BANDWIDTH = 1_500_000, 1e12
 """Where torch does not tell."""
 LAUNCH_MS = 0.003
-"""Of a kernel in a graph."""
+"""The launch of a kernel in a CUDA graph."""
 
 _TILE = re.compile(r"_(\d{2,})x(\d{2,})_")
 _PARTS = re.compile(r"_split(\d+)")
 _WINOGRAD = re.compile(r"_f(\d)x\d_")
 _TORCH_TILES = ((128, 256), (128, 128), (128, 64), (64, 64))
-"""Of a vendor's library, that may choose."""
+"""Tiles (rows, columns) that a vendor's library may choose from."""
 
 
 @dataclass(frozen=True)

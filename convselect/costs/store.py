@@ -35,7 +35,7 @@ from convselect.problem import DIMENSIONS, ConvProblem
 
 SCHEMA = 2
 _FIELDS = {"machine": str, "saved": str, "timings": int, "operators": int, "sha256": str}
-"""Of the JSON: what is read beside the schema and the check."""
+"""What is read of the JSON beside the schema and the check, and its types."""
 LOCK_TIMEOUT_S = 20.0
 CALIBRATION_TIMEOUT_S = 60.0
 
@@ -149,7 +149,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _data_path(path: Path, sha256: str) -> Path:
-    """Of the data with that digest, which the JSON at `path` describes."""
+    """The path of the data with that digest, which the JSON at `path` describes."""
     return path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
 
 

@@ -34,7 +34,7 @@ _PROFILE_UNIT = 0.55
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the networks and their training."""
+    """The size of the networks, and their training."""
 
     hidden: tuple[int, ...] = (128, 128, 128)
     ensemble: int = 3

@@ -66,7 +66,7 @@ class OperatorCosts:
     operator_ms: Callable[[str, int], float]
 
     def transform_ms(self, value_bytes: int, src: Where, dst: Where) -> float:
-        """Of a value that is in `src` for a reader that needs `dst`; None takes whatever is there."""
+        """Milliseconds to bring a value that is in `src` to a reader that needs `dst`; None takes whatever is there."""
         if src is dst or dst is None:
             return 0.0
         return self.operator_ms(f"to_{dst}", 2 * value_bytes)
@@ -78,7 +78,7 @@ def assign(graph: Graph, candidates: Mapping[Node, Sequence[Candidate]], costs: 
 
 
 def transforms_ms(graph: Graph, chosen: Mapping[Node, Option], costs: OperatorCosts) -> float:
-    """Of the layout transforms that `chosen` makes necessary."""
+    """Milliseconds of the layout transforms that `chosen` makes necessary."""
     total = 0.0
     for value in _placed(graph):
         layouts = frozenset[Layout]().union(*(_needs(chosen[reader], value, reader) for reader in value.users))
@@ -96,7 +96,7 @@ class Instance:
     """A graph's assignment as PBQP. Costs are ms, and the `price` of the memory that a primitive holds."""
 
     options: Mapping[Node, Sequence[Option]]
-    """Of the PBQP's first nodes, in order. Each further one stands for a value and the layouts it is kept in."""
+    """The options of the first nodes, in order. Each further node stands for a value and the layouts it is kept in."""
     nodes: list[Array]
     edges: dict[tuple[int, int], Array]
 

@@ -161,7 +161,7 @@ def _reason_against(node: Node, constant: set[Node], target: Target) -> str | No
 
 
 def _problem(node: Node, number: Callable[[int | torch.SymInt], int]) -> ConvProblem | None:
-    """Of an `aten.convolution`; None where there is none: transposed, not of two dimensions, of empty tensors.
+    """The problem of an `aten.convolution`; None if it is transposed, not of two dimensions, or of empty tensors.
 
     number: makes an integer of a symbolic size. `int` specialises: it adds a guard. The batch is always a hint, as it
     may change from call to call.
@@ -215,7 +215,7 @@ def marked_dynamic(sizes: Iterable[int | torch.SymInt]) -> bool:
 
 
 def nbytes(node: Node) -> int:
-    """Of the node's value, 0 if that is no tensor."""
+    """Bytes of the node's value, 0 if that is no tensor."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return 0

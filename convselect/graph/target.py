@@ -44,7 +44,7 @@ class Target:
 
 
 def target_of(graph: Graph) -> Target | str:
-    """Of the graph's convolutions; of several types on a GPU the commonest. A sentence where nothing is converted."""
+    """The target of a graph's convolutions, on a GPU of the commonest type; or the sentence why none is converted."""
     sources = [args_of(node)[0].meta["val"] for node in _convolutions(graph)]
     devices = list(dict.fromkeys(source.device for source in sources))
     if len(devices) > 1:
@@ -61,7 +61,7 @@ def target_of(graph: Graph) -> Target | str:
 
 
 def devices_of(graph: Graph) -> list[torch.device]:
-    """Of all values, in the order of the graph."""
+    """The devices of all values, in the order of the graph."""
     values = (node.meta.get("val") for node in graph.nodes)
     return list(dict.fromkeys(value.device for value in values if isinstance(value, torch.Tensor)))
 

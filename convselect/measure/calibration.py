@@ -36,17 +36,17 @@ RULED_OUT = 2.0
 _ROUNDS = 3
 _TRANSFORMS_SHARE = 0.1
 _REFIT_SHARE = 0.2
-"""Of the wall-clock time, at most, goes into adapting the model between timings."""
+"""At most this share of the wall-clock time goes into adapting the model between timings."""
 _OVERHEAD_MS = 4.0
 """What a problem costs beside its timings on an idle machine: weights, packing, flushes of the cache."""
 _AT_ONCE = 5
 """Candidates of one problem that are timed in one go; interleaved, they compare best."""
 _PROBLEM_SHARE = 0.15
-"""Of the wall-clock time, at most, goes into one problem at a time while others can be timed."""
+"""At most this share of the wall-clock time goes into one problem at a time while others can be timed."""
 _COMPILING = 4.0
 """Times the budget is what a calibration on a GPU may take, where kernels are compiled before they are timed."""
 _ENOUGH = 0.95
-"""Of the budget: what is left of it then is not worth beginning."""
+"""The part of the budget after which nothing is worth beginning."""
 _NEGLIGIBLE = 1e-3
 """Calibration ends once the regret it could avoid is less than this part of the predicted total."""
 

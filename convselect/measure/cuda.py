@@ -40,10 +40,10 @@ class GpuClock(Protocol):
         """Records `run`; what is returned replays it, and keeps `run` alive, which holds what the graph reads."""
 
     def elapsed_ms(self, run: Callable[[], object]) -> float:
-        """Of `run` on the GPU."""
+        """Milliseconds that the GPU takes for `run`."""
 
     def free_memory(self) -> None:
-        """Of graphs that are gone, where much is kept."""
+        """Gives back the memory of graphs that are gone, where much is kept."""
 
 
 class CudaClock:
@@ -103,13 +103,13 @@ class GpuTimer:
 
     @classmethod
     def here(cls, dtype: torch.dtype = torch.float32, index: int = 0) -> GpuTimer:
-        """Of the GPU "cuda:`index`". Raises `ValueError` where torch finds none."""
+        """The timer of the GPU "cuda:`index`". Raises `ValueError` where torch finds none."""
         if not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but torch finds no GPU that it can use")
         return cls(gpu(index, dtype), dtype, CudaClock(index))
 
     def calls(self, problem: ConvProblem) -> int:
-        """Of a graph: enough for twice the L2."""
+        """How many calls a graph has: enough for twice the L2."""
         size = self.dtype.itemsize
         touched = (problem.weight_bytes + problem.dst_bytes) // 4 * size
         return max(_LEAST_CALLS, min(_MOST_CALLS, -(-2 * self.machine.l2_bytes // touched)))

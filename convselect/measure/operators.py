@@ -26,7 +26,7 @@ SHAPES: tuple[tuple[int, int, int, int], ...] = (
 """(n, c, h, w) of activations in common networks; any prefix spans a range of sizes."""
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of two sources f32 [n, c, h, w], dense in the same layout, of which it may read one."""
+"""Takes two sources f32 [n, c, h, w], dense in the same layout, of which it may read one."""
 
 
 class OperatorTime(NamedTuple):

@@ -30,7 +30,7 @@ __all__ = ["Profiled", "operators_path", "profile", "read_problems"]
 
 SAVE_EVERY_S = 20.0
 _GPU_SHAPES = [(n, *shape[1:]) for n in (1, 32) for shape in SHAPES if shape[0] == 1]
-"""Of the layout transforms that are timed on a GPU."""
+"""Shapes of the layout transforms that are timed on a GPU."""
 
 _SCHEMA = pa.schema(
     [(name, pa.int32()) for name in DIMENSIONS]

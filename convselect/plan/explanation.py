@@ -10,7 +10,7 @@ from convselect.plan.page import page
 from convselect.plan.plan import LayerPlan, Plan, TransformPlan
 
 _WIDTH = 400
-"""Of the console that lays out the text table: wider than any row, so that nothing wraps."""
+"""Columns of the console that lays out the text table: wider than any row, so that nothing wraps."""
 
 
 class Explanation:

@@ -21,8 +21,8 @@ LEAST_TAPS = 49
 _MOST_TILES = 8
 """Along a dimension."""
 _COST_CUT, _COST_PRODUCT, _COST_WEIGHT = 1.5, 0.4, 6.0
-"""Of a transform of tiles that are cut and joined, of a complex multiply-add and of reading a complex weight, where an
-element of a transform costs 1 for each bit of the tile's size: from timings on an AMD EPYC of 2 cores."""
+"""Costs of a transform of tiles that are cut and joined, of a complex multiply-add and of reading a complex weight,
+where an element of a transform costs 1 for each bit of the tile's size: from timings on an AMD EPYC of 2 cores."""
 
 
 @cache

@@ -8,7 +8,7 @@ from convselect.primitives.kernel import KernelPrimitive
 from convselect.problem import ConvProblem
 
 MOST_CHANNELS = 16
-"""Of a group, in and out; with more, the rows of a matrix product fill the registers as well."""
+"""Channels of a group, in and out; with more, the rows of a matrix product fill the registers as well."""
 
 
 def narrow_groups(p: ConvProblem) -> str | None:

@@ -50,7 +50,7 @@ class CompiledGraph:
         return self.run(statics, rest)
 
     def run(self, statics: list[torch.Tensor], rest: list[Any]) -> Any:
-        """Of the static inputs, and the inputs that the body takes after the constants."""
+        """Runs the body on the constants for `statics`, then `rest`: the inputs that it takes after them."""
         results = self._body(self._constants.current(statics), *rest)
         for recorder in _recorders.get():
             recorder.append(Run(self, statics, rest, results))

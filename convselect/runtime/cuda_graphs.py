@@ -26,7 +26,7 @@ MOST_SHAPES = 8
 """That are captured; each has its own results and buffers. Further ones run as without CUDA graphs."""
 CAPTURED = f"captured for each shape of the inputs, up to {MOST_SHAPES}"
 MOST_MOVES = 4
-"""Of an input that is read where it is, each of which takes another capture; then it is copied like the others."""
+"""How often an input that is read where it is may move, which takes another capture; then it is copied like others."""
 _WARM_UPS = 3
 """Triton compiles in the first, cuDNN chooses its algorithm."""
 _UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)  # torch 2.9 and later
@@ -203,7 +203,7 @@ class CudaGraphs:
 
 
 def _switches() -> tuple[bool, ...]:
-    """Of torch, what Dynamo does not compile again for: which of cuDNN's kernels a capture has."""
+    """torch's switches that Dynamo does not compile again for: they decide which of cuDNN's kernels a capture has."""
     cudnn = torch.backends.cudnn
     return tf32_allowed(), cudnn.enabled, cudnn.benchmark, cudnn.deterministic
 

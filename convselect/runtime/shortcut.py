@@ -27,7 +27,7 @@ from convselect.runtime.compiled import Run, recording
 from convselect.runtime.watcher import PLAIN, UNSEEN, Reader, Watcher
 
 _VERSION_OFFSET = 24
-"""Of `ma_version_tag` in a dict object of CPython 3.10 and 3.11, after the reference count, the type and the length."""
+"""Where `ma_version_tag` lies in a dict of CPython 3.10 and 3.11: after reference count, type and length."""
 
 _ORDINARY = DynamoStance()
 

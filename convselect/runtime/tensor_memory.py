@@ -18,9 +18,9 @@ Range = tuple[int, int]
 
 _WORD = 8
 _OBJECT_WORDS = 4
-"""Of a tensor's Python object that are looked at; the first two are its reference count and its type."""
+"""How many words of a tensor's Python object are read; the first two are its reference count and its type."""
 _WORDS = 20
-"""Of a `TensorImpl` that are looked at; it is larger than this."""
+"""How many words of a `TensorImpl` are read; it is larger than this."""
 _INLINE = 5
 """Sizes and strides of up to five dimensions lie in the `TensorImpl` itself."""
 _SIZES_WORDS = 1 + 2 * _INLINE + 2

@@ -12,7 +12,7 @@ from convselect.costs.tables import Profile
 _POOL = 1500
 """Problems considered, a random part where there are more."""
 _LENGTH, _NOISE = 0.6, 0.3
-"""Of the covariance that samples are chosen by, 1 + matern, and its noise; the results change little by either."""
+"""Length scale and noise of the covariance that samples are chosen by, 1 + matern; results change little by either."""
 
 
 def choose(model: CostModel, profile: Profile, count: int, seed: int) -> npt.NDArray[np.int64]:

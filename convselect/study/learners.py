@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 NN1_HIDDEN, NN2_HIDDEN = (16, 64, 64, 16), (128, 512, 512, 128)
 _BATCH = 128
 _RIDGE = 1e-3
-"""Of the linear model, on normalised columns."""
+"""The penalty of the linear model, on normalised columns."""
 
 
 def dimensions(profile: Profile) -> Array:
@@ -66,7 +66,7 @@ class Networks:
     each: bool
 
     def log_ms(self, profile: Profile) -> Array:
-        """Of the primitives that it was trained on, f64 [n, P]."""
+        """log(ms) of the primitives that it was trained on, f64 [n, P]."""
         x = self.scaling.inputs(profile)
         with torch.no_grad():
             y = forward(self.parameters, x.expand(len(self.parameters[0]), *x.shape))

@@ -75,7 +75,7 @@ class Matrices(NamedTuple):
 
 
 def factors(packed: torch.Tensor) -> Matrices:
-    """Of `right_factor`: [k, n] or [batch, k, n]."""
+    """The matrices of what `right_factor` made: [k, n] or [batch, k, n]."""
     depth_first = packed.stride(-1) != 1
     batch = packed.stride(0) if packed.dim() == 3 else 0
     return Matrices(packed, packed.stride(-1 if depth_first else -2), batch, depth_first)

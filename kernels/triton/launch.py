@@ -23,7 +23,7 @@ class Tile(NamedTuple):
     depth_bytes: int = 128
 
     def depth(self, element_bytes: int) -> int:
-        """Of one step, in elements."""
+        """Elements of a row or column in one step."""
         return self.depth_bytes // element_bytes
 
     def shared_bytes(self) -> int:

@@ -20,7 +20,7 @@ _GEOMETRY = ["pixels", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "ph", "pw
 
 @triton.jit
 def _corners(rows, pixels, ih, oh, ow, sh, sw, ph, pw, s_n, s_y, s_x):
-    """Of the patches `rows`: their first elements' offsets in src, and their y and x there."""
+    """The offsets of the first elements of the patches `rows` in src, and their y and x there."""
     n, y, x = split_index(rows, oh, ow)
     y = y * sh - ph
     x = x * sw - pw

@@ -151,7 +151,7 @@ class Steps:
     workspaces: dict[int, Buffer] = field(default_factory=dict)
     """By position: a node that runs on slices of the batch has one for all of them."""
     position: int = 0
-    """Of the node at hand: the time that buffers live by."""
+    """The position of the node at hand: the time that buffers live by."""
 
     def emit(self, node: Node, position: int) -> None:
         """Appends the steps of `node`, the one at `position`."""

@@ -20,14 +20,14 @@ Rule = Callable[[ConvProblem], str | None]
 """A necessary condition: None, or the sentence that says why the problem does not meet it."""
 
 LEAST_CAPABILITY = 80
-"""Of NVIDIA's GPUs: asynchronous copies, TF32 and bfloat16 came with 8.0."""
+"""Compute capability that the kernels need: asynchronous copies, TF32 and bfloat16 came with 8.0."""
 EXACT_BOUNDS: Mapping[str, float] = {"float32": 2e-6, "tf32": 2e-3, "float16": 5e-4, "bfloat16": 4e-3}
 """rel-L2 error of what only adds products: rounded factors (tf32) or a rounded result (half precision)."""
 HALF = ("float16", "bfloat16")
 MOST_WORKSPACE = 2**30
 """Bytes: what takes more has lost by the time it has moved them."""
 _RESERVED_BYTES = 1024
-"""Of shared memory, which CUDA takes for each block."""
+"""Shared memory that CUDA itself takes of each block."""
 
 
 def element_bytes(precision: str) -> int:
