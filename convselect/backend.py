@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._dispatch.python import no_python_dispatcher
@@ -43,7 +43,7 @@ from convselect.graph.simplify import simplify
 from convselect.graph.target import Target, devices_of, target_of
 from convselect.graph.undecomposed import undecomposed
 from convselect.options import Options
-from convselect.plan.plan import TransformPlan
+from convselect.plan.plan import Plan, TransformPlan
 from convselect.problem import ConvProblem
 from convselect.runtime.compiled import CompiledGraph
 from convselect.runtime.cuda_graphs import CAPTURED, Cuda, CudaGraphs, refusal
@@ -105,8 +105,30 @@ class Backend:
     def _converted(
         self, prepared: Prepared, static: set[Node], target: Target, example_inputs: Sequence[Any]
     ) -> Callable[[list[Any]], Any]:
+        selected = self._select(prepared, target)
+        prepacks = _prepacks(prepared.graph, selected.assignment)
+        fake = _fake_mode(prepared.graph)
+        with _blamed():
+            with fake:
+                lowered = lower(prepared.graph, selected.assignment.chosen, len(prepacks))
+            module = split(lowered.module, len(prepacks))
+        transforms = tuple(_transforms(lowered, prepared.convs, selected.costs))
+        plan = replace(selected.plan, transforms=transforms)
+        body: Callable[..., Any] = module
+        if self.options.remainder == "inductor":
+            with fake:
+                fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
+            body = compile_remainder(lowered.module, fake, fakes)
+        weights = Constants(prepared.fold, prepacks, target.device)
+        compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments, target.device)
+        if target.is_gpu and prepared.convs:
+            fixed = [node in static for node in prepared.graph.find_nodes(op="placeholder")]
+            self._capture(compiled, lowered, [fixed[position] for position in lowered.arguments])
+        return self._held(compiled)
+
+    def _select(self, prepared: Prepared, target: Target) -> Selected:
+        """A primitive for each convolution, and a layout for each value."""
         graph, convs = prepared.graph, prepared.convs
-        fixed = [node in static for node in graph.find_nodes(op="placeholder")]
         start = time.perf_counter()
         with _plain_torch():
             choices = self.choices([spec.problem for spec in convs.values()], target)
@@ -116,35 +138,23 @@ class Backend:
         assignment = assign_within(graph, candidates, costs, memory)
         select_ms = 1e3 * (time.perf_counter() - start) - choices.measured_ms
         plan = plan_of(graph, convs, prepared.others, choices, assignment, self.options, select_ms)
+        return Selected(assignment, costs, plan)
 
-        prepacks = _prepacks(graph, assignment)
-        fake = _fake_mode(graph)
-        with _blamed():
-            with fake:
-                lowered = lower(graph, assignment.chosen, len(prepacks))
-            module = split(lowered.module, len(prepacks))
-        plan = replace(plan, transforms=tuple(_transforms(lowered, convs, costs)))
-        body: Callable[..., Any] = module
-        if self.options.remainder == "inductor":
-            with fake:
-                fakes = pack(prepared.fold, prepacks, [example_inputs[position] for position in prepared.positions])
-            body = compile_remainder(lowered.module, fake, fakes)
+    def _capture(self, compiled: CompiledGraph, lowered: Lowered, weights_read: Sequence[bool]) -> None:
+        """Lets `compiled` replay CUDA graphs, unless its plan says why not. weights_read: of each argument, whether it
+        is a weight, which is read where it is.
+        """
+        reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None
+        reason = reason or refusal(lowered.module.graph, compiled.device)
+        compiled.plan = replace(compiled.plan, cuda_graph=f"none, as {reason}" if reason else CAPTURED)
 
         def uncaptured(sentence: str) -> None:
             """Not for `strict`: what is converted runs as planned, only launch by launch."""
             compiled.plan = replace(compiled.plan, cuda_graph=f"{compiled.plan.cuda_graph}; {sentence}")
             warnings.warn(sentence, ConvselectWarning, stacklevel=2)
 
-        if target.is_gpu and convs:
-            reason = 'cuda_graphs is "never"' if self.options.cuda_graphs == "never" else None
-            reason = reason or refusal(lowered.module.graph, target.device)
-            plan = replace(plan, cuda_graph=f"none, as {reason}" if reason else CAPTURED)
-            if reason is None:
-                weights_read = [fixed[position] for position in lowered.arguments]
-                body = CudaGraphs(body, Cuda(target.device), weights_read, uncaptured)
-        weights = Constants(prepared.fold, prepacks, target.device)
-        compiled = CompiledGraph(plan, module, body, weights, prepared.positions, lowered.arguments, target.device)
-        return self._held(compiled)
+        if reason is None:
+            compiled.body = CudaGraphs(compiled.body, Cuda(compiled.device), weights_read, uncaptured)
 
     def _unconverted(self, gm: GraphModule, reason: str) -> Callable[[list[Any]], Any]:
         """The graph as it was captured, with a plan that says why."""
@@ -167,6 +177,13 @@ class Backend:
     def _report(self, others: Sequence[Unconverted]) -> None:
         for other in others:
             self._fall_back(f"{other.name} runs in ATen: {other.reason}")
+
+
+class Selected(NamedTuple):
+    assignment: Assignment
+    costs: OperatorCosts
+    plan: Plan
+    """Without transforms, which lowering inserts."""
 
 
 class _DefectError(Exception):

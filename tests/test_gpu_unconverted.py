@@ -117,4 +117,4 @@ def test_inductor_runs_also_what_is_not_converted(monkeypatch: pytest.MonkeyPatc
     with torch.inference_mode():
         torch.testing.assert_close(fast(x), model(x))
     (run,) = run_graphs(fast, [x])
-    assert compiled == [run.graph._body]
+    assert compiled == [run.graph.body]

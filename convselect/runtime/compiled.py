@@ -40,8 +40,8 @@ class CompiledGraph:
         device: torch.device = _CPU,
     ) -> None:
         """`module` and `body`, which may be the same, take the tuple of constants, then the inputs at `arguments`."""
-        self.plan, self.module, self._device = plan, module, device
-        self._body, self._constants = body, constants
+        self.plan, self.module, self.body, self.device = plan, module, body, device
+        self._constants = constants
         self._statics, self._arguments = statics, arguments
 
     def __call__(self, args: list[Any]) -> Any:
@@ -51,7 +51,7 @@ class CompiledGraph:
 
     def run(self, statics: list[torch.Tensor], rest: list[Any]) -> Any:
         """Runs the body on the constants for `statics`, then `rest`: the inputs that it takes after them."""
-        results = self._body(self._constants.current(statics), *rest)
+        results = self.body(self._constants.current(statics), *rest)
         for recorder in _recorders.get():
             recorder.append(Run(self, statics, rest, results))
         return results
@@ -59,7 +59,7 @@ class CompiledGraph:
     def measured_plan(self, statics: list[torch.Tensor], rest: list[Any], rounds: int = 10) -> Plan:
         """The plan with each layer's least time over `rounds` runs, in place: caches are as the network leaves them."""
         packed = self._constants.current(statics)
-        timer = _LayerTimer(self.module) if self._device.type == "cpu" else _GpuLayerTimer(self.module, self._device)
+        timer = _LayerTimer(self.module) if self.device.type == "cpu" else _GpuLayerTimer(self.module, self.device)
         with torch.inference_mode(), torch._C._DisableAutocast():
             for _ in range(rounds):
                 timer.run(packed, *rest)

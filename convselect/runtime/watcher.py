@@ -68,7 +68,7 @@ class HeldGraph:
 
 
 class Watcher:
-    """What is known of one model. Owns its graphs, and is owned by what `torch.compile` returned; caches know it weakly."""
+    """What is known of one model. Owns its graphs, and is owned by what `torch.compile` returned."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = weakref.ref(model)
