@@ -13,8 +13,9 @@ from unittest.mock import patch
 
 import click
 import numpy as np
-from rich.progress import Progress
+from rich.progress import Progress, track
 
+from convselect.bench import markdown
 from convselect.costs import gaussian_process
 from convselect.costs.gaussian_process import LEVELS, Kin
 from convselect.costs.metrics import quality
@@ -68,8 +69,8 @@ def main(source: Path, target: Path, samples: int, repeats: int) -> None:
         kin = same_for_all(self, candidates)
         return Kin(np.ones_like(kin.alike), kin.same)
 
-    print("| variant | MdRAE | slowdown, total | slowdown, geomean | 90% interval holds |\n" + "|---" * 5 + "|")
-    for name, constants in VARIANTS.items():
+    lines = []
+    for name, constants in track(VARIANTS.items(), "Variants", transient=True):
         found = []
         for repeat in range(repeats):
             drawn = np.random.default_rng(repeat).permutation(len(pool))[:samples]
@@ -83,7 +84,9 @@ def main(source: Path, target: Path, samples: int, repeats: int) -> None:
             found.append((*quality(np.exp(prediction.log_ms), held.ms), coverage(prediction, held)))
         mean, spread = np.mean(np.array(found, float), axis=0), np.std(np.array(found, float), axis=0)
         cells = [f"{m:.4f} ± {s:.4f}" for m, s in zip(mean[:3], spread[:3], strict=True)]
-        print(f"| {name} | {' | '.join(cells)} | {100 * mean[3]:.0f}% |")
+        lines.append([name, *cells, f"{100 * mean[3]:.0f}%"])
+    head = ["variant", "MdRAE", "slowdown, total", "slowdown, geomean", "90% interval holds"]
+    print("\n".join(markdown.table(head, lines)))
 
 
 if __name__ == "__main__":

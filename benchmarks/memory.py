@@ -82,6 +82,7 @@ def child(system: str, network: str, file: str, threads: int) -> None:
 @click.option("--threads", default=2, show_default=True)
 def main(network: str, threads: int) -> None:
     from convselect import machine
+    from convselect.bench import markdown
     from convselect.bench.networks import build
     from convselect.bench.peers import onnx_file
 
@@ -94,6 +95,13 @@ def main(network: str, threads: int) -> None:
             found[system] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values()) / 2**20
     base = found["onnxruntime"]
+    rows = []
+    for system, one in found.items():
+        added = one["peak"] - one["imported"]
+        ratios = (added / (base["peak"] - base["imported"]), one["peak"] / base["peak"])
+        sizes = (one["imported"], one["after"], one["peak"], added)
+        rows.append([system, *(f"{mib:.0f}" for mib in sizes), *(f"{ratio:.2f}" for ratio in ratios)])
+    head = [network, "libraries", "after", "peak", "peak - libraries", "of ONNX Runtime's", "peak, of ONNX Runtime's"]
     lines = [
         "# Memory",
         "",
@@ -102,14 +110,8 @@ def main(network: str, threads: int) -> None:
         "",
         NOTE.format(calls=CALLS, weights=weights),
         "",
-        f"| {network} | libraries | after | peak | peak - libraries | of ONNX Runtime's | peak, of ONNX Runtime's |",
-        "| --- |" + " ---: |" * 6,
+        *markdown.table(head, rows),
     ]
-    for system, one in found.items():
-        added = one["peak"] - one["imported"]
-        ratios = f"{added / (base['peak'] - base['imported']):.2f} | {one['peak'] / base['peak']:.2f}"
-        cells = " | ".join(f"{mib:.0f}" for mib in (one["imported"], one["after"], one["peak"], added))
-        lines.append(f"| {system} | {cells} | {ratios} |")
     text = "\n".join(lines) + "\n"
     click.echo(text)
     Path(__file__).with_name("MEMORY.md").write_text(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from convselect.bench import markdown
 from convselect.costs import CostModel
 from convselect.costs.model import WEIGHTS
 
@@ -27,9 +28,8 @@ def card(path: Path) -> str:
     model = CostModel.load(path)
     info, held = model.info, model.info["held_out"]
     networks, inputs, width = model.layers[0][0].shape
-    families = "\n".join(
-        f"| {name} | {found['timings']} | {found['mdrae']:.3f} |" for name, found in sorted(held["families"].items())
-    )
+    families = [(name, found["timings"], f"{found['mdrae']:.3f}") for name, found in sorted(held["families"].items())]
+    table = "\n".join(markdown.table(("family", "held-out timings", "MdRAE"), families))
     isa = path.stem.partition("_")[2]
     command = f"convselect train benchmarks/profiles/*_{isa}.parquet --out convselect/costs/weights/{path.name}"
     threads = " and ".join(map(str, info["threads"]))
@@ -48,9 +48,7 @@ Held out: {held["problems"]} problems, {held["timings"]} timings. MdRAE {held["m
 {held["slowdown_total"]:.4f} in total, {held["slowdown_geomean"]:.4f} as a geometric mean; the 90% interval holds
 {100 * held["coverage_90"]:.1f}%.
 
-| family | held-out timings | MdRAE |
-|---|---|---|
-{families}
+{table}
 """
 
 

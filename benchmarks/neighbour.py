@@ -20,6 +20,7 @@ import click
 import torch
 
 from convselect import machine
+from convselect.bench import markdown
 from convselect.bench.networks import load
 from convselect.bench.oracle import Judge
 from convselect.bench.report import geomean
@@ -62,9 +63,8 @@ def main(networks: tuple[str, ...], threads: int, budget_s: float, repeats: int)
         "",
         "Convolutions and layout transforms of the plan, in ms as measured on the quiet machine.",
         "",
-        "| network | calibrated alone | beside a neighbour | ratio | seconds, alone | seconds, beside |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    rows: list[list[object]] = []
     ratios = []
     for name in networks or NETWORKS:
         judge = Judge(*load(name), options, cost_model)
@@ -79,10 +79,12 @@ def main(networks: tuple[str, ...], threads: int, budget_s: float, repeats: int)
         judge.measure(costs)
         alone, beside = (median(judge.ms(plan) for plan in plans[busy]) for busy in (False, True))
         ratios.append(beside / alone)
-        spent = " | ".join(f"{median(seconds[busy]):.2f}" for busy in (False, True))
-        lines.append(f"| {name} | {alone:.3f} | {beside:.3f} | {beside / alone:.3f} | {spent} |")
-        click.echo(lines[-1])
-    lines.append(f"| geometric mean | | | {geomean(ratios):.3f} | | |")
+        spent = [f"{median(seconds[busy]):.2f}" for busy in (False, True)]
+        rows.append([name, f"{alone:.3f}", f"{beside:.3f}", f"{beside / alone:.3f}", *spent])
+        click.echo(f"{name}: {beside / alone:.3f}")
+    rows.append(["geometric mean", None, None, f"{geomean(ratios):.3f}", None, None])
+    head = ["network", "calibrated alone", "beside a neighbour", "ratio", "seconds, alone", "seconds, beside"]
+    lines += markdown.table(head, rows)
     Path(__file__).with_name("NEIGHBOUR.md").write_text("\n".join(lines) + "\n")
 
 

@@ -30,6 +30,7 @@ from oracle_judge import BUDGET_S
 from torch._subclasses import FakeTensorMode
 
 from convselect.backend import captured
+from convselect.bench import markdown
 from convselect.bench.networks import DEFAULT, load
 from convselect.bench.report import geomean
 from convselect.costs.tables import GROUP, group
@@ -97,25 +98,21 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
         "the latter was made by. Then the seconds that each way took to choose.",
         "",
     ]
+    head = ["network", "timings", "oracle, ms", *WAYS.values()]
+    head += ["prediction, ms", "calibration, s", "and verification, s", "timing everything, s"]
     for name, of in sorted(machines.items()):
-        lines += [
-            f"## {name}",
-            "",
-            f"| network | timings | oracle, ms | {' | '.join(WAYS.values())} "
-            "| prediction, ms | calibration, s | and verification, s | timing everything, s |",
-            "| --- |" + " ---: |" * (len(WAYS) + 6),
-        ]
+        table: list[list[object]] = []
         ratio = {(n, way): [v["ms"][way] / v["ms"]["oracle"] for v in of[n]] for n in of for way in WAYS}
         spent = {n: {way: median(v["seconds"][way] for v in of[n]) for way in of[n][0]["seconds"]} for n in of}
         for network, repeats in of.items():
-            cells = (f"{median(ratio[network, way]):.3f} ({max(ratio[network, way]):.3f})" for way in WAYS)
+            cells = [f"{median(ratio[network, way]):.3f} ({max(ratio[network, way]):.3f})" for way in WAYS]
             s, oracle_ms = spent[network], median(v["ms"]["oracle"] for v in repeats)
-            lines.append(
-                f"| {network} | {repeats[0]['timings']} | {oracle_ms:.2f} | {' | '.join(cells)} "
-                f"| {1e3 * s['model']:.0f} | {s['calibrated']:.1f} | {s['verified']:.1f} | {s['oracle']:.0f} |"
-            )
-        means = " | ".join(f"**{geomean([median(ratio[n, way]) for n in of]):.3f}**" for way in WAYS)
-        lines += [f"| geometric mean | | | {means} | | | | {sum(s['oracle'] for s in spent.values()):.0f} in all |", ""]
+            cells += [f"{1e3 * s['model']:.0f}", f"{s['calibrated']:.1f}", f"{s['verified']:.1f}", f"{s['oracle']:.0f}"]
+            table.append([network, repeats[0]["timings"], f"{oracle_ms:.2f}", *cells])
+        means = [f"**{geomean([median(ratio[n, way]) for n in of]):.3f}**" for way in WAYS]
+        in_all = f"{sum(s['oracle'] for s in spent.values()):.0f} in all"
+        table.append(["geometric mean", None, None, *means, None, None, None, in_all])
+        lines += [f"## {name}", "", *markdown.table(head, table), ""]
     return "\n".join(lines)
 
 

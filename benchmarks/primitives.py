@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from convselect import machine
+from convselect.bench import markdown
 from convselect.bench.networks import convolutions
 from convselect.bench.peak import gemm_gflops
 from convselect.measure.cpu import PrimitiveTimer, interleaved
@@ -89,6 +90,18 @@ def main(networks: Iterable[str], threads: int) -> None:
             best = min(ms, key=ms.__getitem__)
             rows.append((p, best, ms[best], theirs, *floor_ms(p, peaks[peak_name], copies)))
 
+    kinds = []
+    for what in sorted({kind(p) for p in count}):
+        some = [row for row in rows if kind(row[0]) == what]
+        ratios = np.array([row[3] / row[2] for row in some])
+        fractions = np.array([row[4] / row[2] for row in some])
+        ratio, fraction = (np.exp(np.nanmean(np.log(values))) for values in (ratios, fractions))
+        kinds.append((what, len(some), f"{ratio:.2f}", f"{np.nanmin(ratios):.2f}", f"{fraction:.0%}"))
+    layers = []
+    for p, best, ms_best, theirs, floor, bound in sorted(rows, key=lambda row: (kind(row[0]), str(row[0]))):
+        gflops = f"{p.flops / ms_best * 1e-6:.0f}"
+        cells = (f"{ms_best:.3f}", gflops, f"{theirs / ms_best:.2f}", f"{floor / ms_best:.0%}")
+        layers.append((f"`{p}`", count[p], best, *cells, bound))
     lines = [
         "# Primitives",
         "",
@@ -101,22 +114,14 @@ def main(networks: Iterable[str], threads: int) -> None:
         "",
         "Geometric means over the layers of a kind. The fraction is the floor's time over ours.",
         "",
-        "| kind | layers | oneDNN's time / ours | least of them | fraction of the floor |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        *markdown.table(["kind", "layers", "oneDNN's time / ours", "least of them", "fraction of the floor"], kinds),
+        "",
+        *markdown.table(
+            ["layer", "times", "primitive", "ms", "GFLOP/s", "oneDNN's / ours", "of the floor", "bound by"],
+            layers,
+            left=(0, 2, 7),
+        ),
     ]
-    for what in sorted({kind(p) for p in count}):
-        some = [row for row in rows if kind(row[0]) == what]
-        ratios = np.array([row[3] / row[2] for row in some])
-        fractions = np.array([row[4] / row[2] for row in some])
-        ratio, fraction = (np.exp(np.nanmean(np.log(values))) for values in (ratios, fractions))
-        lines.append(f"| {what} | {len(some)} | {ratio:.2f} | {np.nanmin(ratios):.2f} | {fraction:.0%} |")
-    lines += ["", "| layer | times | primitive | ms | GFLOP/s | oneDNN's / ours | of the floor | bound by |"]
-    lines.append("| --- | ---: | --- | ---: | ---: | ---: | ---: | --- |")
-    for p, best, ms_best, theirs, floor, bound in sorted(rows, key=lambda row: (kind(row[0]), str(row[0]))):
-        lines.append(
-            f"| `{p}` | {count[p]} | {best} | {ms_best:.3f} | {p.flops / ms_best * 1e-6:.0f} | {theirs / ms_best:.2f} "
-            f"| {floor / ms_best:.0%} | {bound} |"
-        )
     text = "\n".join(lines) + "\n"
     click.echo(text)
     Path(__file__).with_name("PRIMITIVES.md").write_text(text)

@@ -22,6 +22,7 @@ import torch
 
 from convselect import machine
 from convselect.backend import Backend, Prepared, captured
+from convselect.bench import markdown
 from convselect.bench.networks import DEFAULT, load
 from convselect.bench.report import geomean
 from convselect.bench.runner import Protocol, interleave
@@ -136,16 +137,17 @@ def compare(name: str) -> Row:
 def table(rows: Sequence[Row], times: Callable[[Row], Mapping[str, float]]) -> list[str]:
     """PBQP's ms, and the other ways' time over it."""
     _, *others = times(rows[0])
-    lines = [f"| network | PBQP, ms | {' | '.join(others)} |", "| --- | ---: |" + " ---: |" * len(others)]
+    lines: list[list[object]] = []
 
     def ratio(row: Row, way: str) -> float:
         return times(row)[way] / times(row)["PBQP"]
 
     for row in rows:
         cells = [f"{ratio(row, way):.3f}" + (f" ({row.family})" if way == "one family" else "") for way in others]
-        lines.append(f"| {row.name} | {times(row)['PBQP']:.3f} | {' | '.join(cells)} |")
+        lines.append([row.name, f"{times(row)['PBQP']:.3f}", *cells])
     means = [f"{geomean([ratio(row, way) for row in rows]):.3f}" for way in others]
-    return [*lines, f"| geometric mean | | {' | '.join(means)} |", ""]
+    lines.append(["geometric mean", None, *means])
+    return [*markdown.table(["network", "PBQP, ms", *others], lines), ""]
 
 
 @click.command(help=__doc__)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from convselect.bench import markdown
 from convselect.study.evaluate import summary
 
 HERE = Path(__file__).parent
@@ -67,40 +68,34 @@ def run(name: str, data: Path | None) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each method and number of samples; the least of each measure and number in bold."""
-    lines = [
-        "| method | samples | MdRAE | slowdown, total | slowdown, geomean | 90% interval holds | adapting |",
-        "|" + "---|" * 7,
-    ]
+    lines = []
     found = summary(rows)
     for method, samples, values in found:
         if method.endswith("(source)"):
             continue
-        cells = [LABELS[method], str(samples)]
+        cells = [LABELS[method], samples]
         for name in MEASURES:
             mean, spread = values[name]
             least = min(v[name][0] for m, s, v in found if s == samples and not m.endswith("(source)"))
             text = f"{mean:.3f} ± {spread:.3f}"
             cells.append(f"**{text}**" if mean == least and samples else text)
-        cells.append(f"{100 * values['coverage_90'][0]:.0f}%" if "coverage_90" in values else "")
+        cells.append(f"{100 * values['coverage_90'][0]:.0f}%" if "coverage_90" in values else None)
         seconds = sorted(row["train_s"] for row in rows if (row["method"], row["samples"]) == (method, samples))
         cells.append(f"{seconds[len(seconds) // 2]:.2f} s")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    head = ["method", "samples", *MEASURES.values(), "90% interval holds", "adapting"]
+    return "\n".join(markdown.table(head, lines))
 
 
 def source_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model of the source machine | MdRAE | slowdown, total | slowdown, geomean | 90% interval holds | training |",
-        "|" + "---|" * 6,
-    ]
+    lines = []
     for row in rows:
         if row["method"].endswith("(source)"):
-            inside = f"{100 * row['coverage_90']:.0f}%" if row["coverage_90"] is not None else ""
-            numbers = " | ".join(f"{row[name]:.4f}" for name in MEASURES)
-            lines.append(
-                f"| {row['method'].removesuffix(' (source)')} | {numbers} | {inside} | {row['train_s']:.0f} s |"
-            )
-    return "\n".join(lines)
+            inside = f"{100 * row['coverage_90']:.0f}%" if row["coverage_90"] is not None else None
+            numbers = [f"{row[name]:.4f}" for name in MEASURES]
+            lines.append([row["method"].removesuffix(" (source)"), *numbers, inside, f"{row['train_s']:.0f} s"])
+    head = ["model of the source machine", *MEASURES.values(), "90% interval holds", "training"]
+    return "\n".join(markdown.table(head, lines))
 
 
 def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:

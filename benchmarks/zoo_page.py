@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
+from convselect.bench import markdown
+
 FAULTS = ("wrong", "crash", "raises", "out of time", "defect", "form")
 """Statuses that are ours to mend, the worst first."""
 SLOWER = 1.05
@@ -65,13 +67,13 @@ def page(results: dict[str, Row], times: dict[str, Row]) -> str:
     lines += section(
         "slower than eager", ((name, times[name]) for name in sorted(slow, key=lambda n: -times[n]["ratio"]))
     )
-    lines += ["", "## Convolutions left to ATen", "", "| why | convolutions | networks |", "| --- | ---: | ---: |"]
     convolutions, networks = Counter[str](), Counter[str]()
     for row in results.values():
         for reason, count in row.get("unconverted", {}).items():
             convolutions[reason] += count
             networks[reason] += 1
-    lines += [f"| {reason} | {count} | {networks[reason]} |" for reason, count in convolutions.most_common()]
+    reasons = [(reason, count, networks[reason]) for reason, count in convolutions.most_common()]
+    lines += ["", "## Convolutions left to ATen", "", *markdown.table(["why", "convolutions", "networks"], reasons)]
     lines += ["", "## All", "", *table(results, times)]
     return "\n".join(lines) + "\n"
 
@@ -86,20 +88,18 @@ def section(title: str, rows: Iterable[tuple[str, Row]]) -> list[str]:
 
 
 def table(results: dict[str, Row], times: dict[str, Row]) -> list[str]:
-    lines = [
-        "| network | inputs | result | error | eager's | graphs | convolutions | left to ATen | not captured "
-        "| first call, s | capture, s | ms | time, least | median |",
-        "| --- | --- | --- | " + " | ".join(["---:"] * 11) + " |",
-    ]
+    head = ["network", "inputs", "result", "error", "eager's", "graphs", "convolutions", "left to ATen", "not captured"]
+    head += ["first call, s", "capture, s", "ms", "time, least", "median"]
+    lines = []
     for name in sorted(results | times):
         row, timed = results.get(name, {}), times.get(name, {})
         inputs = ", ".join("x".join(map(str, shape)) for shape in row.get("inputs", ()))
-        cells = [name, inputs, row.get("status", "")]
-        cells += [f"{row[key]:.1e}" if key in row else "" for key in ("error", "eager_error")]
+        cells = [name, inputs, row.get("status")]
+        cells += [f"{row[key]:.1e}" if key in row else None for key in ("error", "eager_error")]
         captured = row.get("captured")
-        outside = "" if captured is None else row["convolutions"] - captured
-        cells += [row.get("graphs", ""), row.get("convolutions", ""), sum(row.get("unconverted", {}).values()), outside]
-        cells += [f"{timed[key]:.1f}" if key in timed else "" for key in ("convselect_first_s", "aot_eager_first_s")]
-        cells += [f"{timed[key]:.2f}" if key in timed else "" for key in ("ms", "ratio", "ratio_median")]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+        outside = None if captured is None else row["convolutions"] - captured
+        cells += [row.get("graphs"), row.get("convolutions"), sum(row.get("unconverted", {}).values()), outside]
+        cells += [f"{timed[key]:.1f}" if key in timed else None for key in ("convselect_first_s", "aot_eager_first_s")]
+        cells += [f"{timed[key]:.2f}" if key in timed else None for key in ("ms", "ratio", "ratio_median")]
+        lines.append(cells)
+    return markdown.table(head, lines, left=range(3))

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from clock import Clock
 from torch import nn
 
-from convselect.bench import runner
+from convselect.bench import markdown, runner
 from convselect.bench.networks import convolution_flops, from_factory, load, parse_shape, randomise
 from convselect.bench.peers import PEERS, Call, Peer, exported
 from convselect.bench.plot import plot
@@ -178,6 +178,12 @@ def test_report_ratios() -> None:
     assert report().ratio("eager") == pytest.approx(4)
     assert report().ratio("onnxruntime") == pytest.approx(2)
     assert geomean([2, 8]) == pytest.approx(4)
+
+
+def test_markdown_table() -> None:
+    lines = markdown.table(["name", "ms", "why"], [("a", 1.5, None), ["b", None, "slow"]], left=(0, 2))
+    assert lines == ["| name | ms | why |", "| --- | ---: | --- |", "| a | 1.5 |  |", "| b |  | slow |"]
+    assert markdown.table(["name", "ms"], []) == ["| name | ms |", "| --- | ---: |"]
 
 
 def test_report_round_trip_and_page(tmp_path: Path) -> None:

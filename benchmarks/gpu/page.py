@@ -7,6 +7,7 @@ from typing import Any
 
 from compare import ALLOWED, LABELS, MOST_ERROR, OURS, SYSTEMS, Job
 
+from convselect.bench import markdown
 from convselect.bench.report import geomean
 
 Record = Mapping[str, Any]
@@ -62,14 +63,12 @@ def page(
         if some:
             lines += _section(precision, batch, some)
     if models:
-        lines += ["## The cost model", "",
-                  "| precision | problems | timings | held-out error, median | slow-down of its choices |",
-                  "|---|---:|---:|---:|---:|"]  # fmt: skip
+        rows = []
         for precision, info in models.items():
-            held = info["held_out"]
-            lines.append(f"| {precision} | {info['problems']} | {info['timings']} | {held['mdrae']:.1%} | "
-                         f"{held['slowdown_total']:.3f} |")  # fmt: skip
-        lines.append("")
+            error, slowdown = info["held_out"]["mdrae"], info["held_out"]["slowdown_total"]
+            rows.append((precision, info["problems"], info["timings"], f"{error:.1%}", f"{slowdown:.3f}"))
+        head = ["precision", "problems", "timings", "held-out error, median", "slow-down of its choices"]
+        lines += ["## The cost model", "", *markdown.table(head, rows), ""]
     if failures:
         lines += ["## What failed", ""]
         for failure in failures:
@@ -82,11 +81,7 @@ def page(
 
 
 def _section(precision: str, batch: int, records: Sequence[Record]) -> list[str]:
-    lines = [
-        f"## {precision}, batch {batch}", "",
-        f"| network | {' | '.join(LABELS[s] for s in SYSTEMS)} | speed-up | of floor | first call, s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
+    rows = []
     for record in records:
         ours = record["systems"].get(OURS, {})
         cells = [_ms(record["systems"].get(system)) for system in SYSTEMS]
@@ -94,7 +89,9 @@ def _section(precision: str, batch: int, records: Sequence[Record]) -> list[str]
         cells.append("-" if over is None else f"{over:.2f}")
         cells.append(f"{record['floor_ms'] / ours['median_ms']:.0%}" if "median_ms" in ours else "-")
         cells.append(f"{ours['first_s']:.1f}" if "first_s" in ours else "-")
-        lines.append(f"| {record['network']} | {' | '.join(cells)} |")
+        rows.append([record["network"], *cells])
+    head = ["network", *(LABELS[system] for system in SYSTEMS), "speed-up", "of floor", "first call, s"]
+    lines = [f"## {precision}, batch {batch}", "", *markdown.table(head, rows)]
     ratios = [over for record in records if (over := ratio(record)) is not None]
     if ratios:
         slow = [r["network"] for r in records if (over := ratio(r)) is not None and over < 0.98]

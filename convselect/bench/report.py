@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from convselect.bench import markdown
 from convselect.bench.runner import Protocol, Result
 from convselect.machine import Machine
 
@@ -129,7 +130,7 @@ class Report:
         head = ["network", *[self.labels[name] for name in names]] + (
             ["fastest peer / ours", "of peak"] if ours else []
         )
-        lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        rows = []
         for row in self.rows:
             times = {r.peer: ms for r in row.results if (ms := getattr(r, statistic)) is not None}
             best = min(times.values(), default=None)
@@ -142,8 +143,8 @@ class Report:
                 own_ms, fraction = times.pop(OURS, None), self.fraction(row)
                 cells.append(f"{min(times.values()) / own_ms:.2f}" if own_ms is not None and times else "")
                 cells.append("" if fraction is None or statistic != "median_ms" else f"{fraction:.0%}")
-            lines.append(_line(cells))
-        return lines
+            rows.append(cells)
+        return markdown.table(head, rows)
 
     def _ratios(self) -> list[str]:
         texts = []
@@ -167,17 +168,12 @@ class Report:
 
     def _errors(self) -> list[str]:
         """rel-L2 of each system's output against eager in float64."""
-        lines = [
-            "rel-L2 of the output against eager in float64.",
-            "",
-            _line(["network", *self.labels.values()]),
-            _line(["---", *["---:"] * len(self.labels)]),
-        ]
+        rows = []
         for row in self.rows:
-            errors = {r.peer: r.rel_l2 for r in row.results}
-            cells = [errors.get(name) for name in self.labels]
-            lines.append(_line([row.network, *["" if e is None else f"{e:.1e}" for e in cells]]))
-        return lines
+            errors = {r.peer: f"{r.rel_l2:.1e}" for r in row.results if r.rel_l2 is not None}
+            rows.append([row.network, *map(errors.get, self.labels)])
+        table = markdown.table(["network", *self.labels.values()], rows)
+        return ["rel-L2 of the output against eager in float64.", "", *table]
 
 
 def page(reports: Sequence[Report], plot: str | None = None) -> str:
@@ -203,10 +199,6 @@ def page(reports: Sequence[Report], plot: str | None = None) -> str:
 def geomean(values: Iterable[float]) -> float:
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _versions() -> dict[str, str]:
