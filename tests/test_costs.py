@@ -174,6 +174,7 @@ def test_costs_import_downwards_and_torch_in_training_only() -> None:
         "convselect.costs",
         "convselect.data",
         "convselect.errors",
+        "convselect.files",
         "convselect.layout",
         "convselect.machine",
         "convselect.problem",

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from convselect.cli import main
-from convselect.costs import CostModel, Samples, process, shipped
+from convselect.costs import CostModel, Samples, gaussian_process, shipped
 from convselect.costs.gaussian_process import Kin, Process, Rows
 from convselect.costs.tables import read
 from convselect.costs.train import Settings, learn
@@ -174,10 +174,10 @@ def test_the_gradient_is_that_of_the_marginal_likelihood() -> None:
     fitted = Process(rows, kin, np.array([0.0, 0.1, 0.0, 0.2]))
 
     def surprise(theta: np.ndarray[Any, Any]) -> float:
-        k = fitted._kernel(rows, theta) + np.diag(np.exp(2 * theta[process._NOISE]) * rows.std**2)
+        k = fitted._kernel(rows, theta) + np.diag(np.exp(2 * theta[gaussian_process._NOISE]) * rows.std**2)
         return 0.5 * float(rows.y @ np.linalg.solve(k, rows.y) + np.linalg.slogdet(k)[1])
 
-    theta = process._TYPICAL + 0.1
+    theta = gaussian_process._TYPICAL + 0.1
     for i, slope in enumerate(fitted._gradient(rows, theta)):
         step = np.eye(len(theta))[i] * 1e-5
         assert slope == pytest.approx((surprise(theta + step) - surprise(theta - step)) / 2e-5, rel=1e-4, abs=1e-6), i
@@ -214,7 +214,7 @@ def test_adapting_takes_a_fixed_number_of_factorisations(monkeypatch: pytest.Mon
     adapted = Adapted(model, samples)
     assert len(samples.timings) == 240
     of_timings = sorted(size for size in factorised if size)  # none are of operators
-    assert of_timings == [128] * process._STEPS + [240] * (process._ROUNDS + 1)
+    assert of_timings == [128] * gaussian_process._STEPS + [240] * (gaussian_process._ROUNDS + 1)
     factorised.clear()
     adapted.log_predict(problems, candidates, 2)
     assert factorised == [8] * 30, "of what was timed on a problem"
