@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -151,11 +152,14 @@ def _define_nms() -> None:
     library = torch.library.Library("torchvision", "IMPL")
 
     def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-        left, kept = scores.argsort(descending=True, stable=True), []
-        while len(left):
-            kept.append(left[0])
-            left = left[1:][module.box_iou(boxes[left[:1]], boxes[left[1:]])[0] <= threshold]
-        return torch.stack(kept) if kept else left
+        order = scores.argsort(descending=True, stable=True)
+        overlaps = (module.box_iou(boxes[order], boxes[order]) > threshold).numpy()
+        kept, removed = [], np.zeros(len(order), bool)
+        for i, others in enumerate(overlaps):
+            if not removed[i]:
+                kept.append(i)
+                removed |= others
+        return order[kept]
 
     library.impl("nms", nms, "CPU")
     _LIBRARIES.append(library)
