@@ -7,6 +7,7 @@ chooses of each family of timm the architecture with the fewest parameters, and 
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ def _vision(name: str) -> tuple[nn.Module, Inputs]:
     name, _, part = name.partition(":")
     make = models.get_model
     if name in _DETECTION:
-        _define_nms()
+        _define_box_operators()
         model = make(name, weights=None, weights_backbone=None, **_DETECTION[name])
         return (Heads(model) if part else model), lambda batch: ([torch.rand(3, 96, 110) for _ in range(batch)],)
     if name.startswith(_SEGMENTATION):
@@ -141,8 +142,12 @@ class Heads(nn.Module):
         return results
 
 
-def _define_nms() -> None:
-    """torchvision's operator where its library does not load, so that detectors run."""
+def _define_box_operators() -> None:
+    """torchvision's operators where its library does not load, so that detectors run.
+
+    Each is an operator to every system: in eager mode torchvision would compile its `roi_align` in Python by Inductor,
+    and Dynamo would trace into it.
+    """
     from torchvision import extension
     from torchvision.ops import boxes as module
 
@@ -162,6 +167,20 @@ def _define_nms() -> None:
         return order[kept]
 
     library.impl("nms", nms, "CPU")
+    aligning = importlib.import_module("torchvision.ops.roi_align")
+    in_python = aligning._roi_align.__wrapped__
+
+    @torch.library.custom_op("zoo::roi_align", mutates_args=())
+    def roi_align(
+        src: Tensor, boxes: Tensor, scale: float, height: int, width: int, ratio: int, aligned: bool
+    ) -> Tensor:
+        result: Tensor = in_python(src, boxes, scale, height, width, ratio, aligned)
+        return result
+
+    roi_align.register_fake(
+        lambda src, boxes, scale, height, width, *_: src.new_empty(len(boxes), src.shape[1], height, width)
+    )
+    aligning._roi_align = roi_align
     _LIBRARIES.append(library)
 
 
