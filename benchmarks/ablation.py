@@ -49,7 +49,7 @@ VARIANTS: dict[str, Mapping[str, object]] = {
     "neither waves nor slopes: offsets": without(slice(LEVELS, 3 * LEVELS)),
     "no deviation of a problem as a whole": without(slice(gaussian_process._COMMON, gaussian_process._COMMON + 1)),
     "all primitives alike": {},
-}  # fmt: skip
+}
 
 
 @click.command()

@@ -28,9 +28,17 @@ from convselect.primitive import candidates, get
 from convselect.problem import ConvProblem
 
 NETWORKS = {
-    "alexnet": 224, "vgg16": 224, "googlenet": 224, "inception_v3": 299, "resnet18": 224, "resnet50": 224,
-    "squeezenet1_1": 224, "mobilenet_v2": 224, "efficientnet_b0": 224, "densenet121": 224,
-}  # fmt: skip
+    "alexnet": 224,
+    "vgg16": 224,
+    "googlenet": 224,
+    "inception_v3": 299,
+    "resnet18": 224,
+    "resnet50": 224,
+    "squeezenet1_1": 224,
+    "mobilenet_v2": 224,
+    "efficientnet_b0": 224,
+    "densenet121": 224,
+}
 """Network -> image size."""
 
 

@@ -32,11 +32,16 @@ PAIRS = {
 }
 """Name -> title, source and target: files of the data folder, or instruction set and threads of our own profiles."""
 LABELS = {
-    "none": "no adaptation (NN2)", "linear": "linear, a factor each", "nn1": "NN1, a factor each",
-    "factor": "NN2, a factor each", "scratch": "NN2 from scratch", "finetune": "NN2, fine-tuned",
-    "family": "NN2, fine-tuned on one family", "ours_random": "ours, random samples",
+    "none": "no adaptation (NN2)",
+    "linear": "linear, a factor each",
+    "nn1": "NN1, a factor each",
+    "factor": "NN2, a factor each",
+    "scratch": "NN2 from scratch",
+    "finetune": "NN2, fine-tuned",
+    "family": "NN2, fine-tuned on one family",
+    "ours_random": "ours, random samples",
     "ours_chosen": "ours, chosen samples",
-}  # fmt: skip
+}
 MEASURES = {"mdrae": "MdRAE", "slowdown_total": "slowdown, total", "slowdown_geomean": "slowdown, geomean"}
 
 
@@ -106,8 +111,14 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     colors = dict(zip(LABELS, plt.get_cmap("Pastel1").colors, strict=True))
-    colors |= {"factor": "tab:blue", "finetune": "tab:green", "scratch": "tab:purple", "nn1": "tab:cyan",
-               "ours_random": "tab:orange", "ours_chosen": "tab:red"}  # fmt: skip
+    colors |= {
+        "factor": "tab:blue",
+        "finetune": "tab:green",
+        "scratch": "tab:purple",
+        "nn1": "tab:cyan",
+        "ours_random": "tab:orange",
+        "ours_chosen": "tab:red",
+    }
     figure, grid = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found)), squeeze=False)
     for axes, (name, rows) in zip(grid, found.items(), strict=True):
         kept = [row for row in rows if not row["method"].endswith("(source)") and row["samples"]]
@@ -120,8 +131,16 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
                     continue
                 own = method.startswith("ours")
                 means = [points[s][0] - shift for s in counts]
-                ax.plot(counts, means, marker="o", ms=4, label=label, color=colors[method], lw=2.4 if own else 1.2,
-                        zorder=3 if own else 2)  # fmt: skip
+                ax.plot(
+                    counts,
+                    means,
+                    marker="o",
+                    ms=4,
+                    label=label,
+                    color=colors[method],
+                    lw=2.4 if own else 1.2,
+                    zorder=3 if own else 2,
+                )
                 least = min(least, *means)
                 low = [max(m - points[s][1], 1e-6) for m, s in zip(means, counts, strict=True)]
                 high = [m + points[s][1] for m, s in zip(means, counts, strict=True)]

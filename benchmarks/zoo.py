@@ -64,9 +64,13 @@ def run(part: str, name: str, core: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
         process = subprocess.Popen(
-            [*held, sys.executable, str(CHECK), part, name, str(out)], env=environment, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            [*held, sys.executable, str(CHECK), part, name, str(out)],
+            env=environment,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             _, stderr = process.communicate(timeout=PATIENCE * LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -40,9 +40,13 @@ class ConvLstm(nn.Module):
 class DoubleConv(nn.Sequential):
     def __init__(self, ic: int, oc: int) -> None:
         super().__init__(
-            conv3(ic, oc, bias=False), nn.BatchNorm2d(oc), nn.ReLU(inplace=True),
-            conv3(oc, oc, bias=False), nn.BatchNorm2d(oc), nn.ReLU(inplace=True),
-        )  # fmt: skip
+            conv3(ic, oc, bias=False),
+            nn.BatchNorm2d(oc),
+            nn.ReLU(inplace=True),
+            conv3(oc, oc, bias=False),
+            nn.BatchNorm2d(oc),
+            nn.ReLU(inplace=True),
+        )
 
 
 class BilinearUnet(nn.Module):

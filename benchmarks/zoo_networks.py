@@ -32,17 +32,31 @@ SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 
 _SMALL = {"min_size": 96, "max_size": 128}
 _DETECTION: dict[str, dict[str, Any]] = {
-    "fasterrcnn_mobilenet_v3_large_320_fpn": _SMALL, "fasterrcnn_mobilenet_v3_large_fpn": _SMALL,
-    "fasterrcnn_resnet50_fpn": _SMALL, "fasterrcnn_resnet50_fpn_v2": _SMALL, "fcos_resnet50_fpn": _SMALL,
-    "keypointrcnn_resnet50_fpn": _SMALL, "maskrcnn_resnet50_fpn": _SMALL, "maskrcnn_resnet50_fpn_v2": _SMALL,
-    "retinanet_resnet50_fpn": _SMALL, "retinanet_resnet50_fpn_v2": _SMALL,
-    "ssd300_vgg16": {}, "ssdlite320_mobilenet_v3_large": {},
-}  # fmt: skip
+    "fasterrcnn_mobilenet_v3_large_320_fpn": _SMALL,
+    "fasterrcnn_mobilenet_v3_large_fpn": _SMALL,
+    "fasterrcnn_resnet50_fpn": _SMALL,
+    "fasterrcnn_resnet50_fpn_v2": _SMALL,
+    "fcos_resnet50_fpn": _SMALL,
+    "keypointrcnn_resnet50_fpn": _SMALL,
+    "maskrcnn_resnet50_fpn": _SMALL,
+    "maskrcnn_resnet50_fpn_v2": _SMALL,
+    "retinanet_resnet50_fpn": _SMALL,
+    "retinanet_resnet50_fpn_v2": _SMALL,
+    "ssd300_vgg16": {},
+    "ssdlite320_mobilenet_v3_large": {},
+}
 _SEGMENTATION = ("deeplabv3", "fcn", "lraspp")
 _VIDEO = {
-    "mc3_18": (8, 64), "r3d_18": (8, 64), "r2plus1d_18": (8, 64), "s3d": (16, 224),
-    "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "swin3d_b": (4, 64), "swin3d_s": (4, 64), "swin3d_t": (4, 64),
-}  # fmt: skip
+    "mc3_18": (8, 64),
+    "r3d_18": (8, 64),
+    "r2plus1d_18": (8, 64),
+    "s3d": (16, 224),
+    "mvit_v1_b": (16, 224),
+    "mvit_v2_s": (16, 224),
+    "swin3d_b": (4, 64),
+    "swin3d_s": (4, 64),
+    "swin3d_t": (4, 64),
+}
 """Pictures, and their side."""
 _SIDE = {"inception_v3": 96, "quantized_inception_v3": 96, "maxvit_t": 224}
 

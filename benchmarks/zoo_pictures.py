@@ -61,10 +61,19 @@ class VaeDecoder(nn.Sequential):
 
     def __init__(self, c: int = 32) -> None:
         super().__init__(
-            nn.Conv2d(4, 4, 1), conv3(4, 2 * c), ResidualNorm(2 * c, 2 * c), Attention(2 * c),
-            ResidualNorm(2 * c, 2 * c), Upsample(2 * c, 2 * c), ResidualNorm(2 * c, c), Upsample(c, c),
-            ResidualNorm(c, c), nn.GroupNorm(4, c), nn.SiLU(), conv3(c, 3),
-        )  # fmt: skip
+            nn.Conv2d(4, 4, 1),
+            conv3(4, 2 * c),
+            ResidualNorm(2 * c, 2 * c),
+            Attention(2 * c),
+            ResidualNorm(2 * c, 2 * c),
+            Upsample(2 * c, 2 * c),
+            ResidualNorm(2 * c, c),
+            Upsample(c, c),
+            ResidualNorm(c, c),
+            nn.GroupNorm(4, c),
+            nn.SiLU(),
+            conv3(c, 3),
+        )
 
 
 class DiffusionUnet(nn.Module):
@@ -213,9 +222,13 @@ class Transposed(nn.Module):
     def __init__(self, c: int = 16) -> None:
         super().__init__()
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(24, 2 * c, 4, 1, 0, bias=False), nn.BatchNorm2d(2 * c), nn.ReLU(True),
-            nn.ConvTranspose2d(2 * c, c, 4, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(True),
-        )  # fmt: skip
+            nn.ConvTranspose2d(24, 2 * c, 4, 1, 0, bias=False),
+            nn.BatchNorm2d(2 * c),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(2 * c, c, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(c),
+            nn.ReLU(True),
+        )
         self.out = conv3(c, 3)
 
     def forward(self, z: Tensor) -> Tensor:

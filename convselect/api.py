@@ -83,9 +83,7 @@ def compile(
     own = {name: value for name, value in own.items() if name in inspect.signature(torch.compile).parameters}
     torch_compile: Callable[..., Callable[..., Any]] = torch.compile  # its stubs know only some of these
     watcher = Watcher(model)
-    fast = torch_compile(
-        model, backend=Backend(options, watcher.for_backend()), dynamic=dynamic, **own,
-    )  # fmt: skip
+    fast = torch_compile(model, backend=Backend(options, watcher.for_backend()), dynamic=dynamic, **own)
     return as_compiled(fast, model, watcher, partial(compile, dynamic=dynamic, **asdict(options)))
 
 

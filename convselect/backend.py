@@ -169,9 +169,13 @@ class Backend:
         nothing.output(())
         module = GraphModule(gm, gm.graph)
         compiled = CompiledGraph(
-            unconverted_plan(others, self.options, str(device)), module, body or module,
-            Constants(GraphModule({}, nothing), []), [], range(len(placeholders)),
-        )  # fmt: skip
+            unconverted_plan(others, self.options, str(device)),
+            module,
+            body or module,
+            Constants(GraphModule({}, nothing), []),
+            [],
+            range(len(placeholders)),
+        )
         return self._held(compiled)
 
     def _report(self, others: Sequence[Unconverted]) -> None:
@@ -205,9 +209,11 @@ def _blamed() -> Iterator[None]:
 def _plain_torch() -> Iterator[None]:
     """Without the modes that a graph is captured under, and without torch's decompositions in Python."""
     with (
-        torch.utils._python_dispatch._disable_current_modes(), no_python_dispatcher(),
-        torch.no_grad(), torch._C._DisableAutocast(),
-    ):  # fmt: skip
+        torch.utils._python_dispatch._disable_current_modes(),
+        no_python_dispatcher(),
+        torch.no_grad(),
+        torch._C._DisableAutocast(),
+    ):
         yield
 
 

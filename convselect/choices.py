@@ -11,16 +11,7 @@ from functools import lru_cache, partial
 from torch.fx import Graph, Node
 
 import convselect.primitives  # noqa: F401  (fills the registry)
-from convselect.costs import (
-    MEASURED_STD,
-    TWO_SIDED_90,
-    Costs,
-    OperatorTiming,
-    Samples,
-    Timing,
-    model_for,
-    store,
-)
+from convselect.costs import MEASURED_STD, TWO_SIDED_90, Costs, OperatorTiming, Samples, Timing, model_for, store
 from convselect.graph.assign import Assignment, Candidate
 from convselect.graph.capture import ConvSpec, Unconverted
 from convselect.graph.operators import kind_of
@@ -143,14 +134,16 @@ def with_times(able: Able, times: Times, machine: Machine) -> dict[ConvProblem, 
     return {
         problem: [
             Candidate(
-                q, times[problem][q.name] + leaving_ms(q, problem, machine), q.packed_bytes(problem, machine),
+                q,
+                times[problem][q.name] + leaving_ms(q, problem, machine),
+                q.packed_bytes(problem, machine),
                 q.workspace_bytes(problem, machine),
             )
             for q in primitives
             if q.name in times[problem]
         ]
         for problem, primitives in able.items()
-    }  # fmt: skip
+    }
 
 
 def leaving_ms(primitive: Primitive, problem: ConvProblem, machine: Machine) -> float:
@@ -213,9 +206,19 @@ def unconverted_plan(others: Sequence[Unconverted], options: Options, where: str
 
 def _unconverted(other: Unconverted) -> LayerPlan:
     return LayerPlan(
-        other.name, other.problem, "aten", "aten", "", "", "identity", False, None, None, None,
+        other.name,
+        other.problem,
+        "aten",
+        "aten",
+        "",
+        "",
+        "identity",
+        False,
+        None,
+        None,
+        None,
         refusals={"every primitive": other.reason},
-    )  # fmt: skip
+    )
 
 
 def _layer(spec: ConvSpec, node: Node, choices: Choices, assignment: Assignment) -> LayerPlan:

@@ -121,9 +121,15 @@ def cpu() -> Machine:
     """The processor at hand, with torch's current number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
-        "cpu", _processor_name(), kernels.isa(), cores, torch.get_num_threads(),
-        _cache_bytes(1), _cache_bytes(2), _cache_bytes(3),
-    )  # fmt: skip
+        "cpu",
+        _processor_name(),
+        kernels.isa(),
+        cores,
+        torch.get_num_threads(),
+        _cache_bytes(1),
+        _cache_bytes(2),
+        _cache_bytes(3),
+    )
 
 
 def tf32_allowed() -> bool:
@@ -169,10 +175,22 @@ def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
         return int(getattr(found, name, 0))
 
     return Gpu(
-        "cuda", found.name, isa, found.multi_processor_count, 1, known("shared_memory_per_block_optin"),
-        known("L2_cache_size"), 0, precision,
-        clock_khz=known("clock_rate"), memory_clock_khz=known("memory_clock_rate"),
-        memory_bus_bits=known("memory_bus_width"), memory_bytes=found.total_memory,
-        driver=cuda._cuda_getDriverVersion(), cudnn=_cudnn_version(), triton=_triton_version(),
-        driver_release=_driver_release(), index=device,
-    )  # fmt: skip
+        "cuda",
+        found.name,
+        isa,
+        found.multi_processor_count,
+        1,
+        known("shared_memory_per_block_optin"),
+        known("L2_cache_size"),
+        0,
+        precision,
+        clock_khz=known("clock_rate"),
+        memory_clock_khz=known("memory_clock_rate"),
+        memory_bus_bits=known("memory_bus_width"),
+        memory_bytes=found.total_memory,
+        driver=cuda._cuda_getDriverVersion(),
+        cudnn=_cudnn_version(),
+        triton=_triton_version(),
+        driver_release=_driver_release(),
+        index=device,
+    )

@@ -27,8 +27,17 @@ its kernel reaches.
 """
 
 ACTIVATIONS = (
-    "identity", "relu", "clamp", "leaky_relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "gelu", "gelu_tanh",
-)  # fmt: skip
+    "identity",
+    "relu",
+    "clamp",
+    "leaky_relu",
+    "silu",
+    "sigmoid",
+    "hardswish",
+    "hardsigmoid",
+    "gelu",
+    "gelu_tanh",
+)
 """Activations an epilogue can hold, in the order of the kernels' enumeration `Act`."""
 
 

@@ -141,15 +141,25 @@ def compiled(capability: int, precision: str) -> list[dict[str, object]]:
         seen.add(kernel.hash)
         registers, stack = resources(kernel.asm["cubin"])
         ptx = kernel.asm["ptx"]
-        entries.append({
-            "primitive": name, "precision": precision, "kernel": kernel.metadata.name, "odd": odd,
-            "warps": launch.warps, "registers": registers, "stack_bytes": stack,
-            "shared_bytes": kernel.metadata.shared, "bound_bytes": bound, "wgmma": "wgmma.mma_async" in ptx,
-            "conversions": kernel.asm["ttgir"].count("ttg.convert_layout"),
-            "adjacent_threads": "sizePerThread = [1, 1]" in kernel.asm["ttgir"],
-            "load_bytes": plain(ptx, "ld"), "store_bytes": plain(ptx, "st"),
-            "copy_bytes": sorted({int(size, 16) for size in COPY.findall(ptx)}),
-        })  # fmt: skip
+        entries.append(
+            {
+                "primitive": name,
+                "precision": precision,
+                "kernel": kernel.metadata.name,
+                "odd": odd,
+                "warps": launch.warps,
+                "registers": registers,
+                "stack_bytes": stack,
+                "shared_bytes": kernel.metadata.shared,
+                "bound_bytes": bound,
+                "wgmma": "wgmma.mma_async" in ptx,
+                "conversions": kernel.asm["ttgir"].count("ttg.convert_layout"),
+                "adjacent_threads": "sizePerThread = [1, 1]" in kernel.asm["ttgir"],
+                "load_bytes": plain(ptx, "ld"),
+                "store_bytes": plain(ptx, "st"),
+                "copy_bytes": sorted({int(size, 16) for size in COPY.findall(ptx)}),
+            }
+        )
     return entries
 
 

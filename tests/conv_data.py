@@ -41,11 +41,17 @@ class Data:
 def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     kind, alpha, beta = activation
     return {
-        "identity": lambda: x, "relu": lambda: F.relu(x), "clamp": lambda: x.clamp(alpha, beta),
-        "leaky_relu": lambda: F.leaky_relu(x, alpha), "silu": lambda: F.silu(x), "sigmoid": lambda: x.sigmoid(),
-        "hardswish": lambda: F.hardswish(x), "hardsigmoid": lambda: F.hardsigmoid(x), "gelu": lambda: F.gelu(x),
+        "identity": lambda: x,
+        "relu": lambda: F.relu(x),
+        "clamp": lambda: x.clamp(alpha, beta),
+        "leaky_relu": lambda: F.leaky_relu(x, alpha),
+        "silu": lambda: F.silu(x),
+        "sigmoid": lambda: x.sigmoid(),
+        "hardswish": lambda: F.hardswish(x),
+        "hardsigmoid": lambda: F.hardsigmoid(x),
+        "gelu": lambda: F.gelu(x),
         "gelu_tanh": lambda: F.gelu(x, approximate="tanh"),
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 def to(x: torch.Tensor, layout: object) -> torch.Tensor:
@@ -102,9 +108,18 @@ def run(
         size, strides((size[0], stride, p.oh, p.ow), primitive.dst_layout), buffer.inner.storage_offset()
     )
     torch.ops.convselect.conv_out(
-        dst, workspace.inner, src, packed, bias, residual, primitive.kernel, p.geometry, ACTIVATIONS.index(kind),
-        alpha, beta,
-    )  # fmt: skip
+        dst,
+        workspace.inner,
+        src,
+        packed,
+        bias,
+        residual,
+        primitive.kernel,
+        p.geometry,
+        ACTIVATIONS.index(kind),
+        alpha,
+        beta,
+    )
     between = buffer.inner.view(torch.int32).view(pixels, stride)[:, p.oc :] if stride > p.oc else torch.empty(0)
     assert buffer.intact(), f"{primitive.name} wrote outside dst"
     assert bool((between == QUIET_NAN).all()), f"{primitive.name} wrote between the pixels of dst"

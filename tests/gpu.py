@@ -22,8 +22,17 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")  # conftest.py decides
 
-RATES = {"machine": "Some GPU", "date": "2000-01-01", "versions": "torch 0", "command": "gpu.sh", "tests": "passed",
-         "copy_gbs": 1000.0, "float16_tflops": 100.0, "tf32_tflops": 50.0, "float32_tflops": 10.0}  # fmt: skip
+RATES = {
+    "machine": "Some GPU",
+    "date": "2000-01-01",
+    "versions": "torch 0",
+    "command": "gpu.sh",
+    "tests": "passed",
+    "copy_gbs": 1000.0,
+    "float16_tflops": 100.0,
+    "tf32_tflops": 50.0,
+    "float32_tflops": 10.0,
+}
 needs_networks = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="the networks are torchvision's, which is not installed"
 )
@@ -36,9 +45,23 @@ def machine(precision: str = "float32", capability: int = 90, triton: str = "3.6
     """An H200's numbers, or an A100's."""
     shared = {80: 166912, 90: 232448}.get(capability, 101376)
     return Gpu(
-        "cuda", f"a GPU of capability {capability}", f"sm_{capability}", 132, 1, shared, 50 * 2**20, 0, precision,
-        1980000, 3201000, 6144, 140 * 2**30, 13000, 91002, triton,
-    )  # fmt: skip
+        "cuda",
+        f"a GPU of capability {capability}",
+        f"sm_{capability}",
+        132,
+        1,
+        shared,
+        50 * 2**20,
+        0,
+        precision,
+        1980000,
+        3201000,
+        6144,
+        140 * 2**30,
+        13000,
+        91002,
+        triton,
+    )
 
 
 def here(precision: str = "float32") -> Gpu:
@@ -179,6 +202,19 @@ class FakeDevice:
 
 
 __all__ = [
-    "ACTIVATIONS", "DEVICE", "DTYPES", "RATES", "TRITON", "FakeDevice", "Named", "able", "epilogue", "here", "machine",
-    "needs_networks", "run", "to", "watched",
-]  # fmt: skip
+    "ACTIVATIONS",
+    "DEVICE",
+    "DTYPES",
+    "RATES",
+    "TRITON",
+    "FakeDevice",
+    "Named",
+    "able",
+    "epilogue",
+    "here",
+    "machine",
+    "needs_networks",
+    "run",
+    "to",
+    "watched",
+]

@@ -20,9 +20,12 @@ class Costs:
     """ms = GFLOP times the primitive's factor, except where it was sampled; 1 ns a byte for all else, 2 in NCHW."""
 
     def __init__(
-        self, factors: Mapping[str, float], std: float = 0.3, samples: Samples | None = None,
+        self,
+        factors: Mapping[str, float],
+        std: float = 0.3,
+        samples: Samples | None = None,
         machine: Machine | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.factors, self.std, self.samples, self.machine = factors, std, samples or Samples(), machine or cpu()
 
     def predict(

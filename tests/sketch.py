@@ -44,16 +44,27 @@ with torch.inference_mode():
 """
 
 LAYOUTS = (
-    "", ".to(memory_format=torch.channels_last)", "[:, :, :, ::2]", "[:, :, 1:]", ".transpose(2, 3)",
-    ".transpose(1, 2).contiguous().transpose(1, 2)", "[:, :1].expand(-1, 4, -1, -1)",
-)  # fmt: skip
+    "",
+    ".to(memory_format=torch.channels_last)",
+    "[:, :, :, ::2]",
+    "[:, :, 1:]",
+    ".transpose(2, 3)",
+    ".transpose(1, 2).contiguous().transpose(1, 2)",
+    "[:, :1].expand(-1, 4, -1, -1)",
+)
 """What an input becomes after it has been made."""
 RELATED = ("x0", "x0[:, 1:]", "x0.transpose(2, 3)", "x0.detach()", "x0[:, :, :1]")
 """Inputs that share the first one's memory."""
 RESULTS = (
-    "{x}", "{x}.flatten(1)", "{x}[:1]", "{x}.transpose(0, -1)", "{x}.clone()", "{x}.detach()", "{x}[..., None]",
+    "{x}",
+    "{x}.flatten(1)",
+    "{x}[:1]",
+    "{x}.transpose(0, -1)",
+    "{x}.clone()",
+    "{x}.detach()",
+    "{x}[..., None]",
     "{x} + 0",
-)  # fmt: skip
+)
 """What else is returned, beside the last value."""
 SIZES = (4, 4, 1, 2, 3, 8, 8, 16), (8, 8, 8, 5, 1, 4, 7, 12, 12, 0), (8, 8, 8, 5, 1, 4, 6, 13)
 """Channels, height and width of an input."""

@@ -154,10 +154,17 @@ def test_every_kind_of_input(x: torch.Tensor) -> None:
 
 
 ACTIVATIONS = {
-    "relu": nn.ReLU(), "relu6": nn.ReLU6(), "silu": nn.SiLU(), "hardswish": nn.Hardswish(),
-    "hardsigmoid": nn.Hardsigmoid(), "sigmoid": nn.Sigmoid(), "leaky_relu": nn.LeakyReLU(0.2), "gelu": nn.GELU(),
-    "gelu_tanh": nn.GELU("tanh"), "hardtanh": nn.Hardtanh(-2, 3),
-}  # fmt: skip
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "silu": nn.SiLU(),
+    "hardswish": nn.Hardswish(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "sigmoid": nn.Sigmoid(),
+    "leaky_relu": nn.LeakyReLU(0.2),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU("tanh"),
+    "hardtanh": nn.Hardtanh(-2, 3),
+}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -44,9 +44,12 @@ def wrong(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
 
 def test_compare_times_checks_and_reports_absence() -> None:
     peers = [
-        PEERS["eager"], PEERS["eager_nhwc"], Peer("gone", "Gone", broken, ("no_such_package",)),
-        Peer("broken", "Broken", broken), Peer("wrong", "Wrong", wrong),
-    ]  # fmt: skip
+        PEERS["eager"],
+        PEERS["eager_nhwc"],
+        Peer("gone", "Gone", broken, ("no_such_package",)),
+        Peer("broken", "Broken", broken),
+        Peer("wrong", "Wrong", wrong),
+    ]
     model = tiny().eval()
     results = {result.peer: result for result in compare(model, X, peers, QUICK)}
     assert list(results) == [peer.name for peer in peers]
@@ -168,9 +171,19 @@ def report() -> Report:
     ]
     labels = {name: name for name, _ in results[0]}
     return Report(
-        "a machine", "0" * 16, 2, 1, "convselect bench net0 net1", QUICK, labels, "today", {"torch": "2"}, 0.0, rows,
+        "a machine",
+        "0" * 16,
+        2,
+        1,
+        "convselect bench net0 net1",
+        QUICK,
+        labels,
+        "today",
+        {"torch": "2"},
+        0.0,
+        rows,
         {"a product": 80.0, "another": 100.0},
-    )  # fmt: skip
+    )
 
 
 def test_report_ratios() -> None:

@@ -19,8 +19,17 @@ from convselect.cli.doctor import cost_model, findings
 from convselect.machine import cpu
 
 COMMANDS = {
-    "demo", "bench", "explain", "calibrate", "profile", "train", "transfer-eval", "primitives", "cache", "doctor",
-}  # fmt: skip
+    "demo",
+    "bench",
+    "explain",
+    "calibrate",
+    "profile",
+    "train",
+    "transfer-eval",
+    "primitives",
+    "cache",
+    "doctor",
+}
 
 
 def run(*arguments: str) -> Result:

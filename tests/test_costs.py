@@ -24,10 +24,13 @@ from convselect.problem import ConvProblem
 
 PAPER = Path(__file__).parents[2] / "shared" / "data" / "paper_intel.parquet"
 PRIMITIVES = {
-    "direct_nchw": ("direct", 20.0, 2.0), "direct_nhwc": ("direct", 30.0, 2.0), "im2col_nchw": ("im2col", 80.0, 9.0),
-    "im2row_nhwc": ("im2row", 90.0, 8.0), "winograd_f4x4_3x3_nhwc": ("winograd", 250.0, 12.0),
+    "direct_nchw": ("direct", 20.0, 2.0),
+    "direct_nhwc": ("direct", 30.0, 2.0),
+    "im2col_nchw": ("im2col", 80.0, 9.0),
+    "im2row_nhwc": ("im2row", 90.0, 8.0),
+    "winograd_f4x4_3x3_nhwc": ("winograd", 250.0, 12.0),
     "winograd_f2x2_3x3_nhwc": ("winograd", 180.0, 10.0),
-}  # fmt: skip
+}
 """family, GFLOP/s, microseconds for each KiB moved / 1000: a made-up machine."""
 CANDIDATES = [(name, family) for name, (family, _, _) in PRIMITIVES.items()]
 SMALL = Settings(hidden=(48, 48), ensemble=2, steps=500, evaluations=10)
@@ -58,8 +61,10 @@ def true_ms(problem: ConvProblem, primitive: str, threads: int) -> float:
 def table(problems: list[ConvProblem], threads: tuple[int, ...] = (1, 2)) -> pa.Table:
     rows = [
         {**vars_of(p), "threads": t, "primitive": name, "family": PRIMITIVES[name][0], "ms": true_ms(p, name, t)}
-        for p in problems for t in threads for name in PRIMITIVES
-    ]  # fmt: skip
+        for p in problems
+        for t in threads
+        for name in PRIMITIVES
+    ]
     return pa.Table.from_pylist(rows)
 
 
@@ -74,12 +79,17 @@ def machine(threads: int = 1) -> Machine:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> CostModel:
     out = tmp_path_factory.mktemp("model") / "cpu.safetensors"
-    operators = pa.table({
-        "key": ["to_nhwc"] * 3 + ["elementwise.nhwc"] * 3, "bytes": [10_000, 100_000, 1_000_000] * 2,
-        "threads": [1] * 6, "ms": [0.011, 0.02, 0.11, 0.006, 0.015, 0.105],
-    })  # fmt: skip
-    return train([table(problems(400))], operators=[operators], out=out, machine="made up", settings=SMALL,
-                 progress=False)  # fmt: skip
+    operators = pa.table(
+        {
+            "key": ["to_nhwc"] * 3 + ["elementwise.nhwc"] * 3,
+            "bytes": [10_000, 100_000, 1_000_000] * 2,
+            "threads": [1] * 6,
+            "ms": [0.011, 0.02, 0.11, 0.006, 0.015, 0.105],
+        }
+    )
+    return train(
+        [table(problems(400))], operators=[operators], out=out, machine="made up", settings=SMALL, progress=False
+    )
 
 
 def test_features_are_finite_and_named() -> None:
@@ -319,8 +329,14 @@ def test_without_samples_the_model_is_as_it_is(model: CostModel) -> None:
     ms, std = adapted.predict(some, CANDIDATES)
     np.testing.assert_allclose(ms, model.predict(some, CANDIDATES, 1), rtol=1e-12)
     assert (std > 0.5).all()
-    at_home = CostModel(model.primitives, model.families, model.layers, model.statistics, model.operators,
-                        {"machines": [str(machine())]})  # fmt: skip
+    at_home = CostModel(
+        model.primitives,
+        model.families,
+        model.layers,
+        model.statistics,
+        model.operators,
+        {"machines": [str(machine())]},
+    )
     assert (Costs(at_home, None, machine()).predict(some, CANDIDATES[:4])[1] < 0.15).all()
     assert adapted.with_samples(sampled(dict.fromkeys(("direct", "im2col", "im2row", "winograd"), 2.0), 5, 1)).samples
 

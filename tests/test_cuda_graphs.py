@@ -284,10 +284,16 @@ def test_captures_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """They share a stream and a pool; workspaces of cuBLAS come and go with each; one that fails leaves no trace."""
     here = PretendedCuda()
     pretended = SimpleNamespace(
-        Stream=here.make_stream, Event=lambda: None, current_stream=here.current_stream, set_stream=here.set_stream,
-        device=here.device, stream=here.stream, graph=here.graph, graph_pool_handle=here.graph_pool_handle,
+        Stream=here.make_stream,
+        Event=lambda: None,
+        current_stream=here.current_stream,
+        set_stream=here.set_stream,
+        device=here.device,
+        stream=here.stream,
+        graph=here.graph,
+        graph_pool_handle=here.graph_pool_handle,
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
-    )  # fmt: skip
+    )
     for name, says in (("clearCublasWorkspaces", "clear"), ("endAllocateToPool", "end"), ("releasePool", "release")):
         monkeypatch.setattr(torch._C, f"_cuda_{name}", lambda *_, says=says: here.log.append(says), raising=False)
     with monkeypatch.context() as patch:

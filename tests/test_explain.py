@@ -17,10 +17,22 @@ from convselect.problem import ConvProblem
 
 def layer(name: str, problem: ConvProblem, primitive: str, src: str, dst: str, ms: float) -> LayerPlan:
     return LayerPlan(
-        name, str(problem), primitive, primitive.split("_")[0], src, dst, "relu", name.endswith("conv2"), ms,
-        "onednn_nhwc", 1.3 * ms, 4096, 65536, {"pointwise_nhwc": "only 1x1 kernels are supported (kh=3, kw=3)"},
+        name,
+        str(problem),
+        primitive,
+        primitive.split("_")[0],
+        src,
+        dst,
+        "relu",
+        name.endswith("conv2"),
+        ms,
+        "onednn_nhwc",
+        1.3 * ms,
+        4096,
+        65536,
+        {"pointwise_nhwc": "only 1x1 kernels are supported (kh=3, kw=3)"},
         interval_ms=(0.8 * ms, 1.25 * ms),
-    )  # fmt: skip
+    )
 
 
 def resnet_like(measured: bool) -> Plan:
@@ -50,16 +62,40 @@ def resnet_like(measured: bool) -> Plan:
                 transforms.append(TransformPlan(last, (first, add), (1, channels, size, size), other, layout, 0.03))
             last = add
     layers.append(
-        LayerPlan("up", "", "aten", "aten", "nchw", "nchw", "identity", False, None, None, None, 0, 0,
-                  {"direct_nhwc": "transposed convolutions are not supported"})
-    )  # fmt: skip
+        LayerPlan(
+            "up",
+            "",
+            "aten",
+            "aten",
+            "nchw",
+            "nchw",
+            "identity",
+            False,
+            None,
+            None,
+            None,
+            0,
+            0,
+            {"direct_nhwc": "transposed convolutions are not supported"},
+        )
+    )
     if measured:
         layers = [dataclasses.replace(x, measured_ms=(x.predicted_ms or 0.05) * 1.1) for x in layers]
     total = sum(x.predicted_ms or 0 for x in (*layers, *operators, *transforms))
     return Plan(
-        "a processor <& co>, avx512, 2 of 2 cores", "0123456789abcdef", "default", "model", True, tuple(layers),
-        tuple(transforms), tuple(operators), total, 0.0, 12.5, tuple(edges),
-    )  # fmt: skip
+        "a processor <& co>, avx512, 2 of 2 cores",
+        "0123456789abcdef",
+        "default",
+        "model",
+        True,
+        tuple(layers),
+        tuple(transforms),
+        tuple(operators),
+        total,
+        0.0,
+        12.5,
+        tuple(edges),
+    )
 
 
 @pytest.fixture(params=[False, True], ids=["predicted", "measured"])

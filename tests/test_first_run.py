@@ -139,8 +139,10 @@ def test_a_cache_that_cannot_be_written_is_announced(tmp_path: Path, monkeypatch
 @pytest.mark.heavy
 def test_two_processes_at_once(cache: Path) -> None:
     environment = {
-        **os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parent),
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     processes = [
         subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

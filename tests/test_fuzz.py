@@ -40,9 +40,14 @@ def sketches(draw: st.DrawFn) -> Sketch:
 def fuzz(examples: int, derandomize: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A test of so many models."""
     return settings(
-        max_examples=examples, derandomize=derandomize, deadline=None, database=None, report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+        max_examples=examples,
+        derandomize=derandomize,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 class Variant(NamedTuple):
@@ -61,9 +66,13 @@ class Variant(NamedTuple):
 
 
 variants = st.builds(
-    Variant, st.sampled_from((False, False, False, True)), st.booleans(), st.sampled_from((False, False, False, True)),
-    st.sampled_from((slices.CACHE, 1 << 12)), st.integers(0, 9),
-)  # fmt: skip
+    Variant,
+    st.sampled_from((False, False, False, True)),
+    st.booleans(),
+    st.sampled_from((False, False, False, True)),
+    st.sampled_from((slices.CACHE, 1 << 12)),
+    st.integers(0, 9),
+)
 
 
 def check_plans(sketch: Sketch, variant: Variant) -> None:

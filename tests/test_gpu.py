@@ -176,9 +176,15 @@ def test_triton_is_imported_in_functions_only() -> None:
 
 def properties(**more: object) -> SimpleNamespace:
     return SimpleNamespace(
-        name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, total_memory=150 * 10**9,
-        L2_cache_size=50 * 2**20, shared_memory_per_block_optin=232448, **more,
-    )  # fmt: skip
+        name="NVIDIA H200",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        total_memory=150 * 10**9,
+        L2_cache_size=50 * 2**20,
+        shared_memory_per_block_optin=232448,
+        **more,
+    )
 
 
 @pytest.fixture
@@ -207,21 +213,25 @@ def test_fingerprints_differ(h200: SimpleNamespace) -> None:
     assert (here.index, machines.gpu(1, torch.float16).index) == (0, 1)
     assert here.fingerprint == machines.gpu(1, torch.float16).fingerprint
     others = [
-        machines.gpu(0, torch.bfloat16), replace(here, driver=13010), replace(here, triton="0"),
+        machines.gpu(0, torch.bfloat16),
+        replace(here, driver=13010),
+        replace(here, triton="0"),
         replace(here, driver_release="1.2"),
-    ]  # fmt: skip
+    ]
     assert len({here.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 @pytest.mark.parametrize(
     ("text", "release"),
     [
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: 12.2.0",
-         "550.54.15"),
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: 12",
+            "550.54.15",
+        ),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57  Release Build  (root@here)", "575.57"),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_release_of_the_driver(text: str, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path: text)
     assert machines._driver_release() == release

@@ -58,7 +58,7 @@ def test_systems_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("small", 2, "float16")
     found = compare(
         small(), torch.randn(2, 3, 8, 8), job, comparing.SYSTEMS, clock, lambda **what: noted.append(what), rounds=3
-    )  # fmt: skip
+    )
     assert [note["system"] for note in noted] == ["float64", "eager", "convselect", "inductor", "times", "plan"]
     assert found["convselect"]["median_ms"] == found["eager"]["min_ms"] == 2.0
     assert found["eager"]["all_ms"] == [2.0] * 3

@@ -46,8 +46,11 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("compile_ahead.py"), str(capability), precision],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return Build(capability, precision, json.loads(done.stdout))
 

@@ -33,19 +33,28 @@ _SQUARE = ConvProblem(ic=17, ih=6, iw=9, oc=33, kh=3, kw=3, ph=1, pw=1)
 _ONE = ConvProblem(mb=2, ic=24, ih=7, iw=5, oc=40, kh=1, kw=1)
 _DEPTHWISE = ConvProblem(mb=2, g=18, ic=18, ih=5, iw=6, oc=18, kh=3, kw=3, ph=1, pw=1)
 PROBLEMS = [
-    _SQUARE, replace(_SQUARE, mb=2, ic=70, oc=36, ih=3, iw=5), replace(_SQUARE, ph=0, pw=2, sh=2, sw=1),
-    replace(_SQUARE, dh=2, dw=3, ph=2, pw=2), replace(_SQUARE, ih=1, iw=7), replace(_SQUARE, kh=1, kw=5, ph=0, pw=2),
-    replace(_SQUARE, mb=2, ic=16, oc=16, ih=4, iw=8), replace(_SQUARE, ic=1, oc=1, ih=4, iw=4),
-    _ONE, replace(_ONE, ic=1, oc=3), replace(_ONE, ic=130, oc=130, ih=3), replace(_ONE, sh=2, sw=2),
+    _SQUARE,
+    replace(_SQUARE, mb=2, ic=70, oc=36, ih=3, iw=5),
+    replace(_SQUARE, ph=0, pw=2, sh=2, sw=1),
+    replace(_SQUARE, dh=2, dw=3, ph=2, pw=2),
+    replace(_SQUARE, ih=1, iw=7),
+    replace(_SQUARE, kh=1, kw=5, ph=0, pw=2),
+    replace(_SQUARE, mb=2, ic=16, oc=16, ih=4, iw=8),
+    replace(_SQUARE, ic=1, oc=1, ih=4, iw=4),
+    _ONE,
+    replace(_ONE, ic=1, oc=3),
+    replace(_ONE, ic=130, oc=130, ih=3),
+    replace(_ONE, sh=2, sw=2),
     replace(_ONE, ph=1, pw=1),
     ConvProblem(mb=2, ic=3, ih=7, iw=5, oc=20, kh=7, kw=7, sh=2, sw=2, ph=3, pw=3),
     ConvProblem(ic=4, ih=8, iw=8, oc=65, kh=3, kw=3, sh=2, sw=2, ph=1, pw=1),
-    _DEPTHWISE, replace(_DEPTHWISE, g=3, ic=3, oc=3, kh=5, kw=5, sh=2, sw=2, ph=2, pw=2),
+    _DEPTHWISE,
+    replace(_DEPTHWISE, g=3, ic=3, oc=3, kh=5, kw=5, sh=2, sw=2, ph=2, pw=2),
     replace(_DEPTHWISE, mb=1, dh=2, dw=2, ph=0, pw=3, kh=2),
     ConvProblem(mb=2, g=3, ic=18, ih=6, iw=5, oc=12, kh=3, kw=3, ph=1, pw=1),
     ConvProblem(g=2, ic=70, ih=4, iw=4, oc=132, kh=3, kw=3, sh=2, sw=2, ph=1, pw=1),
     ConvProblem(g=8, ic=32, ih=5, iw=5, oc=16, kh=3, kw=3, ph=1, pw=1),
-]  # fmt: skip
+]
 """Edges, strides, dilation, groups, odd channels, several images; each small, since the interpreter is slow."""
 FEW = [PROBLEMS[i] for i in (0, 2, 10, 12, 13, 17, 20)]
 LARGE = [
@@ -129,9 +138,7 @@ def test_other_precisions_with_an_epilogue(p: ConvProblem, precision: str) -> No
     data = rounded(Data(p), precision)
     want = data.convolve(p, data.src) + data.bias.double()[:, None, None] + data.residual
     for primitive in share(p, precision):
-        got = run(
-            primitive, p, precision, data.src, data.weight, data.bias, data.residual, Activation("relu")
-        )  # fmt: skip
+        got = run(primitive, p, precision, data.src, data.weight, data.bias, data.residual, Activation("relu"))
         assert error(got, want.relu()) <= primitive.error_bound_at(precision), primitive.name
 
 

@@ -80,9 +80,13 @@ def supervised(tmp_path: Path, how: str) -> bool:
 
 @pytest.mark.parametrize(
     ("how", "error"),
-    [("raise", "exit code 1: an illegal memory access was encountered"), ("crash", "killed by signal 11"),
-     ("advice", "exit code 1: RuntimeError: out of memory"), ("hang", "no progress for 600 s: KeyboardInterrupt")],
-)  # fmt: skip
+    [
+        ("raise", "exit code 1: an illegal memory access was encountered"),
+        ("crash", "killed by signal 11"),
+        ("advice", "exit code 1: RuntimeError: out of memory"),
+        ("hang", "no progress for 600 s: KeyboardInterrupt"),
+    ],
+)
 def test_what_kills_a_worker_is_left_out(tmp_path: Path, how: str, error: str) -> None:
     (tmp_path / "log").write_text("ValueError: of an earlier worker\n")
     assert supervised(tmp_path, how)

@@ -51,10 +51,13 @@ def test_networks_resume(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     """What failed is left out, what is there is kept."""
     write(tmp_path / "ceilings.json", RATES)
     jobs = [Job("alexnet", 1, "float16"), Job("alexnet", 32, "tf32"), Job("alexnet", 32, "float16")]
-    write(tmp_path / "failures.json", [
-        {**jobs[1]._asdict(), "system": "inductor", "error": "of memory"},
-        {**jobs[2]._asdict(), "system": "eager", "error": "of memory"},
-    ])  # fmt: skip
+    write(
+        tmp_path / "failures.json",
+        [
+            {**jobs[1]._asdict(), "system": "inductor", "error": "of memory"},
+            {**jobs[2]._asdict(), "system": "eager", "error": "of memory"},
+        ],
+    )
     done = []
 
     def fake(*args: Any) -> Any:
@@ -65,10 +68,13 @@ def test_networks_resume(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(script, "compare", fake)
     monkeypatch.setattr(script, "built", lambda name: None)
     go = partial(
-        script.run_networks, tmp_path, Note(tmp_path / "note.json"), jobs=jobs,
+        script.run_networks,
+        tmp_path,
+        Note(tmp_path / "note.json"),
+        jobs=jobs,
         clock=SimpleNamespace(device=torch.device("cpu")),
         machine=lambda dtype: machine("float16" if dtype == torch.float16 else "tf32"),
-    )  # fmt: skip
+    )
     assert not go(budget_s=-1.0)
     assert go(budget_s=60.0)
     assert done == [(jobs[0], ("convselect", "eager", "inductor")), (jobs[1], ("convselect", "eager"))]
@@ -111,10 +117,30 @@ def test_models_of_a_gpu(script: ModuleType, tmp_path: Path, monkeypatch: pytest
         ms = prior.primitives_ms([p], [(q.name, q.family) for q in able], here)[0]
         rows += [
             {**vars(p), "primitive": q.name, "family": q.family, "ms": t, "threads": 1, "machine": str(here)}
-            for q, t in zip(able, ms.tolist(), strict=True) if q.refusal(p, here) is None
-        ]  # fmt: skip
-    columns = ("mb", "g", "ic", "ih", "iw", "oc", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "dw", "primitive",
-               "family", "ms", "threads", "machine")  # fmt: skip
+            for q, t in zip(able, ms.tolist(), strict=True)
+            if q.refusal(p, here) is None
+        ]
+    columns = (
+        "mb",
+        "g",
+        "ic",
+        "ih",
+        "iw",
+        "oc",
+        "kh",
+        "kw",
+        "sh",
+        "sw",
+        "ph",
+        "pw",
+        "dh",
+        "dw",
+        "primitive",
+        "family",
+        "ms",
+        "threads",
+        "machine",
+    )
     table = pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows])
     pq.write_table(table, tmp_path / "profile_tf32.parquet")
     moves = [{"key": "to_nhwc", "bytes": n, "threads": 1, "ms": n / 1e9} for n in (10**6, 10**7)]

@@ -23,8 +23,21 @@ def test_another_instruction_set(isa: str) -> None:
         pytest.skip(f"this machine has {here}")
     folder = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--one-in", "8",
-         *(folder / f"{name}.py" for name in FILES)],
-        env={**os.environ, "CONVSELECT_ISA": isa}, cwd=folder.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "--one-in",
+            "8",
+            *(folder / f"{name}.py" for name in FILES),
+        ],
+        env={**os.environ, "CONVSELECT_ISA": isa},
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

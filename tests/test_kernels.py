@@ -61,9 +61,13 @@ def lines(problems: list[ConvProblem], isa: str) -> str:
 
 def check(command: list[str | Path], problems: list[ConvProblem], isa: str, **environment: str) -> None:
     done = subprocess.run(
-        command, input=lines(problems, isa), env={**os.environ, **environment, "CONVSELECT_ISA": isa},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command,
+        input=lines(problems, isa),
+        env={**os.environ, **environment, "CONVSELECT_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     found, *counts = done.stdout.splitlines() or [""]
     if found != isa and found in ISAS:
         pytest.skip(f"the processor has no {isa}")
@@ -87,9 +91,12 @@ def test_aarch64() -> None:
             pytest.fail(reason)
         pytest.skip(reason)
     program = build(
-        "kernel_test/aarch64", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CXX_COMPILER={CROSS}", "-DCMAKE_EXE_LINKER_FLAGS=-static",
-    )  # fmt: skip
+        "kernel_test/aarch64",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={CROSS}",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    )
     check([EMULATOR, program / "kernel_test"], small(CORNERS + RANDOM[:500], 500_000), "neon")
 
 
@@ -113,7 +120,10 @@ def test_under_sanitizers(isa: str) -> None:
 def test_an_unknown_instruction_set_is_told_those_of_this_build() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import convselect.kernels; convselect.kernels.isa()"],
-        env={**os.environ, "CONVSELECT_ISA": "sse"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "CONVSELECT_ISA": "sse"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode
     assert f"CONVSELECT_ISA is 'sse', must be one of {', '.join(ISAS)}\n" in done.stderr

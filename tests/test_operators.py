@@ -21,8 +21,11 @@ PROBLEM = ConvProblem(mb=2, ic=4, ih=9, iw=8, oc=6, kh=3, kw=3, ph=1, pw=1)
 
 
 def one_of_each_layout() -> list[KernelPrimitive]:
-    found = {(k.src_layout, k.dst_layout): k for k in primitives()
-             if isinstance(k, KernelPrimitive) and k.refusal(PROBLEM, None) is None}  # fmt: skip
+    found = {
+        (k.src_layout, k.dst_layout): k
+        for k in primitives()
+        if isinstance(k, KernelPrimitive) and k.refusal(PROBLEM, None) is None
+    }
     return list(found.values())
 
 
@@ -105,32 +108,53 @@ def calls() -> dict[str, tuple[torch._ops.OpOverload, dict[str, object]]]:
     nhwc = source(Layout.NHWC)
     end = {"activation": 1, "alpha": 0.0, "beta": 0.0}
     convolution = {
-        "src": nhwc, "packed": direct.prepack(PROBLEM, torch.randn(6, 4, 3, 3)), "bias": torch.randn(6),
+        "src": nhwc,
+        "packed": direct.prepack(PROBLEM, torch.randn(6, 4, 3, 3)),
+        "bias": torch.randn(6),
         "residual": torch.randn(2, 6, 9, 8).contiguous(memory_format=torch.channels_last),
-        "kernel": direct.kernel, "geometry": geometry, **end,
-    }  # fmt: skip
+        "kernel": direct.kernel,
+        "geometry": geometry,
+        **end,
+    }
     dst = torch.empty(2, 6, 9, 8).contiguous(memory_format=torch.channels_last)
     workspace = torch.empty(direct.workspace_bytes(PROBLEM, cpu()) // 4)
     words = [torch.get_num_threads(), 16, 1, 0, 0, 4, *nhwc.shape, *nhwc.stride()]
     return {
         "conv": (OPS.conv.default, convolution),
         "conv_out": (OPS.conv_out.default, {"dst": dst, "workspace": workspace, **convolution}),
-        "pack": (OPS.pack.default, {"weight": torch.randn(6, 4, 3, 3), "kernel": direct.kernel, "sizes": sizes,
-                                    "geometry": geometry}),
+        "pack": (
+            OPS.pack.default,
+            {"weight": torch.randn(6, 4, 3, 3), "kernel": direct.kernel, "sizes": sizes, "geometry": geometry},
+        ),
         "to_layout": (OPS.to_layout.default, {"src": nhwc, "nhwc": False}),
-        "scale_shift": (OPS.scale_shift.default, {"src": nhwc, "scale": torch.randn(4), "shift": torch.randn(4),
-                                                  **end}),
-        "linear": (OPS.linear.default, {"src": torch.randn(2, 5), "weight": torch.randn(7, 5), "bias": torch.randn(7),
-                                        **end}),
-        "pool2d": (OPS.pool2d.default, {"src": nhwc, "geometry": [3, 3, 2, 2, 1, 1, 1, 1, 5, 4], "max": True,
-                                        "include_pad": False, "divisor": 0}),
-        "upsample2d": (OPS.upsample2d.default, {"src": nhwc, "size": [12, 12], "linear": True, "align_corners": False,
-                                                "scale_h": None, "scale_w": None}),
-        "run": (OPS.run.default, {"program": torch.tensor(words), "arena": torch.empty(16), "inputs": [nhwc],
-                                  "nanoseconds": torch.zeros(1, dtype=torch.int64)}),
+        "scale_shift": (
+            OPS.scale_shift.default,
+            {"src": nhwc, "scale": torch.randn(4), "shift": torch.randn(4), **end},
+        ),
+        "linear": (
+            OPS.linear.default,
+            {"src": torch.randn(2, 5), "weight": torch.randn(7, 5), "bias": torch.randn(7), **end},
+        ),
+        "pool2d": (
+            OPS.pool2d.default,
+            {"src": nhwc, "geometry": [3, 3, 2, 2, 1, 1, 1, 1, 5, 4], "max": True, "include_pad": False, "divisor": 0},
+        ),
+        "upsample2d": (
+            OPS.upsample2d.default,
+            {"src": nhwc, "size": [12, 12], "linear": True, "align_corners": False, "scale_h": None, "scale_w": None},
+        ),
+        "run": (
+            OPS.run.default,
+            {
+                "program": torch.tensor(words),
+                "arena": torch.empty(16),
+                "inputs": [nhwc],
+                "nanoseconds": torch.zeros(1, dtype=torch.int64),
+            },
+        ),
         "verify": (OPS.verify.default, {"program": torch.tensor(words), "constants": [torch.randn(3)]}),
         "fingerprint": (OPS.fingerprint.default, {"table": torch.zeros(0, 2, dtype=torch.int64)}),
-    }  # fmt: skip
+    }
 
 
 TENSORS = [
@@ -181,9 +205,13 @@ def test_a_wrong_tensor_is_named(operator: str, name: str, spoil: Callable, mess
     value = arguments[name]
     tensor = value[0] if isinstance(value, list) else value
     any_size = (operator, name) in {
-        ("to_layout", "src"), ("scale_shift", "src"), ("pool2d", "src"), ("upsample2d", "src"), ("verify", "constants"),
+        ("to_layout", "src"),
+        ("scale_shift", "src"),
+        ("pool2d", "src"),
+        ("upsample2d", "src"),
+        ("verify", "constants"),
         ("run", "nanoseconds"),
-    }  # fmt: skip
+    }
     is_copied = name in ("src", "residual", "inputs") or operator in ("run", "pack")
     if tensor.numel() == 0 or (spoil is shorter and any_size) or (spoil is sparse and is_copied):
         pytest.skip("it would be right")

@@ -29,8 +29,19 @@ EXACT_ACTIVATIONS = {"identity", "relu", "clamp", "leaky_relu"}
 
 # How many of the corners and the random problems a primitive of the family must accept, so that none passes by
 # refusing.
-LEAST_ACCEPTED = {"direct": 1000, "im2row": 2000, "im2col": 2000, "pointwise": 150, "kn2row": 800, "kn2col": 800,
-                  "onednn": 2000, "aten": 2000, "depthwise": 150, "winograd": 15, "mec": 1000}  # fmt: skip
+LEAST_ACCEPTED = {
+    "direct": 1000,
+    "im2row": 2000,
+    "im2col": 2000,
+    "pointwise": 150,
+    "kn2row": 800,
+    "kn2col": 800,
+    "onednn": 2000,
+    "aten": 2000,
+    "depthwise": 150,
+    "winograd": 15,
+    "mec": 1000,
+}
 LEAST_ACCEPTED_DEFAULT = 15
 
 
@@ -153,10 +164,17 @@ def test_non_finite_in_non_finite_out(p: ConvProblem, value: float) -> None:
 # Some windows of each see the outliers and some do not; every family has one that it takes.
 _MAP = ConvProblem(mb=2, g=1, ic=8, ih=17, iw=18, oc=12, kh=3, kw=3, ph=1, pw=1)
 MAPS = [
-    _MAP, replace(_MAP, sh=2, sw=2, dh=2, dw=2), replace(_MAP, kh=1, kw=1, ph=0, pw=0), replace(_MAP, kh=5, kw=5, ph=2),
-    replace(_MAP, kh=1, kw=7, ph=0, pw=3), replace(_MAP, kh=3, kw=1, pw=0), replace(_MAP, kh=9, kw=9, ph=4, pw=4),
-    replace(_MAP, g=8, oc=8), replace(_MAP, g=4), replace(_MAP, g=2, kh=1, kw=1, ph=0, pw=0),
-]  # fmt: skip
+    _MAP,
+    replace(_MAP, sh=2, sw=2, dh=2, dw=2),
+    replace(_MAP, kh=1, kw=1, ph=0, pw=0),
+    replace(_MAP, kh=5, kw=5, ph=2),
+    replace(_MAP, kh=1, kw=7, ph=0, pw=3),
+    replace(_MAP, kh=3, kw=1, pw=0),
+    replace(_MAP, kh=9, kw=9, ph=4, pw=4),
+    replace(_MAP, g=8, oc=8),
+    replace(_MAP, g=4),
+    replace(_MAP, g=2, kh=1, kw=1, ph=0, pw=0),
+]
 
 
 @pytest.mark.parametrize("p", MAPS, ids=str)

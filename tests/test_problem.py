@@ -22,10 +22,21 @@ def problems(draw: st.DrawFn) -> ConvProblem:
     small = st.integers(1, 12)
     groups = draw(small)
     sizes = {
-        "mb": draw(size), "g": groups, "ic": groups * draw(size), "ih": draw(size), "iw": draw(size),
-        "oc": groups * draw(size), "kh": draw(small), "kw": draw(small), "sh": draw(small), "sw": draw(small),
-        "ph": draw(st.integers(0, 12)), "pw": draw(st.integers(0, 12)), "dh": draw(small), "dw": draw(small),
-    }  # fmt: skip
+        "mb": draw(size),
+        "g": groups,
+        "ic": groups * draw(size),
+        "ih": draw(size),
+        "iw": draw(size),
+        "oc": groups * draw(size),
+        "kh": draw(small),
+        "kw": draw(small),
+        "sh": draw(small),
+        "sw": draw(small),
+        "ph": draw(st.integers(0, 12)),
+        "pw": draw(st.integers(0, 12)),
+        "dh": draw(small),
+        "dw": draw(small),
+    }
     assume(sizes["dh"] * (sizes["kh"] - 1) < sizes["ih"] + 2 * sizes["ph"])
     assume(sizes["dw"] * (sizes["kw"] - 1) < sizes["iw"] + 2 * sizes["pw"])
     return ConvProblem(**sizes)
@@ -48,9 +59,14 @@ def test_grammar_is_fixed() -> None:
 
 
 @given(
-    st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4),
-    st.integers(0, 3), st.integers(1, 3),
-)  # fmt: skip
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(1, 3),
+)
 def test_output_size_is_torchs(ih: int, iw: int, kh: int, kw: int, stride: int, padding: int, dilation: int) -> None:
     assume(dilation * (kh - 1) < ih + 2 * padding)
     assume(dilation * (kw - 1) < iw + 2 * padding)

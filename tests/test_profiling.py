@@ -59,7 +59,7 @@ def test_writes_the_long_format(tmp_path: Path, candidates: list[primitive.Primi
     assert (done.problems, done.skipped, done.timings, done.complete) == (len(PROBLEMS), 0, len(PROBLEMS), True)
     assert problems_of(out) == PROBLEMS
     table = pq.read_table(out)
-    assert table.schema.names[:16] == "mb g ic ih iw oc kh kw sh sw ph pw dh dw primitive ms".split()  # noqa: SIM905
+    assert table.schema.names[:16] == "mb g ic ih iw oc kh kw sh sw ph pw dh dw primitive ms".split()
     for row in table.to_pylist():
         assert row["primitive"] == "pointwise_nhwc"
         assert row["family"] == "pointwise"

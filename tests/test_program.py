@@ -68,40 +68,60 @@ def classifier(m: nn.ModuleDict, x: torch.Tensor) -> torch.Tensor:
 
 GRAPHS: dict[str, tuple[Callable[..., object], dict[str, nn.Module]]] = {
     "chain": (lambda m, x: m["b"](m["a"](x)), {"a": conv(3, 16), "b": conv(16, 5)}),
-    "cat": (lambda m, x: m["c"](torch.cat([m["a"](x), m["b"](x)], 1)),
-            {"a": conv(3, 16), "b": conv(3, 7, 1), "c": conv(23, 8)}),
+    "cat": (
+        lambda m, x: m["c"](torch.cat([m["a"](x), m["b"](x)], 1)),
+        {"a": conv(3, 16), "b": conv(3, 7, 1), "c": conv(23, 8)},
+    ),
     "cat is the result": (lambda m, x: torch.cat([m["a"](x), m["b"](x)], 1), {"a": conv(3, 16), "b": conv(3, 7)}),
     "cat with the input": (lambda m, x: m["a"](torch.cat([x, m["b"](x)], 1)), {"a": conv(10, 6), "b": conv(3, 7)}),
     "cat twice the same": (lambda m, x: m["b"](torch.cat([y := m["a"](x), y], 1)), {"a": conv(3, 8), "b": conv(16, 8)}),
-    "cat of a cat": (lambda m, x: m["c"](torch.cat([torch.cat([m["a"](x), m["b"](x)], 1), m["d"](x)], 1)),
-                     {"a": conv(3, 8), "b": conv(3, 5), "c": conv(22, 8), "d": conv(3, 9, 1)}),
-    "operand of two cats": (lambda m, x: torch.cat([y := m["a"](x), m["b"](torch.cat([m["c"](x), y], 1))], 1),
-                            {"a": conv(3, 8), "b": conv(13, 4), "c": conv(3, 5)}),
-    "operand read by a convolution": (lambda m, x: torch.cat([y := m["a"](x), m["b"](y)], 1),
-                                      {"a": conv(3, 8), "b": conv(8, 8)}),
-    "operand is a result too": (lambda m, x: (y := m["a"](x), torch.cat([y, m["b"](x)], 1)),
-                                {"a": conv(3, 8), "b": conv(3, 8)}),
-    "cat after a pool": (lambda m, x: m["c"](torch.cat([F.max_pool2d(m["a"](x), 3, 2), m["b"](x)], 1)),
-                         {"a": conv(3, 16), "b": nn.Conv2d(3, 16, 3, stride=2), "c": conv(32, 4)}),
+    "cat of a cat": (
+        lambda m, x: m["c"](torch.cat([torch.cat([m["a"](x), m["b"](x)], 1), m["d"](x)], 1)),
+        {"a": conv(3, 8), "b": conv(3, 5), "c": conv(22, 8), "d": conv(3, 9, 1)},
+    ),
+    "operand of two cats": (
+        lambda m, x: torch.cat([y := m["a"](x), m["b"](torch.cat([m["c"](x), y], 1))], 1),
+        {"a": conv(3, 8), "b": conv(13, 4), "c": conv(3, 5)},
+    ),
+    "operand read by a convolution": (
+        lambda m, x: torch.cat([y := m["a"](x), m["b"](y)], 1),
+        {"a": conv(3, 8), "b": conv(8, 8)},
+    ),
+    "operand is a result too": (
+        lambda m, x: (y := m["a"](x), torch.cat([y, m["b"](x)], 1)),
+        {"a": conv(3, 8), "b": conv(3, 8)},
+    ),
+    "cat after a pool": (
+        lambda m, x: m["c"](torch.cat([F.max_pool2d(m["a"](x), 3, 2), m["b"](x)], 1)),
+        {"a": conv(3, 16), "b": nn.Conv2d(3, 16, 3, stride=2), "c": conv(32, 4)},
+    ),
     "cat of rows": (lambda m, x: m["b"](torch.cat([m["a"](x), m["a"](x + 1)], 2)), {"a": conv(3, 8), "b": conv(8, 8)}),
     "dense block": (dense_block, {"a": conv(3, 8), "b": norm_relu(8), "c": norm_relu(16), "d": norm_relu(24)}),
     "residual": (lambda m, x: m["c"](m["b"](y := m["a"](x)) + y), {"a": conv(3, 8), "b": conv(8, 8), "c": conv(8, 3)}),
-    "residual over a cat": (lambda m, x: torch.cat([y := m["a"](x), m["b"](y) + y], 1),
-                            {"a": conv(3, 8), "b": nn.Conv2d(8, 8, 3, padding=1)}),
+    "residual over a cat": (
+        lambda m, x: torch.cat([y := m["a"](x), m["b"](y) + y], 1),
+        {"a": conv(3, 8), "b": nn.Conv2d(8, 8, 3, padding=1)},
+    ),
     "sum of pools": (lambda m, x: F.relu(F.avg_pool2d(y := m["a"](x), 2) + F.max_pool2d(y, 2)), {"a": conv(3, 24)}),
-    "squeeze and excite": (squeeze_excite, {"a": conv(3, 40), "down": nn.Conv2d(40, 4, 1), "up": nn.Conv2d(4, 40, 1),
-                                            "b": conv(40, 8)}),
+    "squeeze and excite": (
+        squeeze_excite,
+        {"a": conv(3, 40), "down": nn.Conv2d(40, 4, 1), "up": nn.Conv2d(4, 40, 1), "b": conv(40, 8)},
+    ),
     "classifier": (classifier, {"a": conv(3, 20), "fc": nn.Linear(20, 7)}),
-    "hidden layer": (lambda m, x: m["fc2"](F.relu(m["fc"](m["a"](x).flatten(1)))),
-                     {"a": nn.Conv2d(3, 4, 5, stride=4), "fc": nn.Linear(24, 30), "fc2": nn.Linear(30, 5)}),
+    "hidden layer": (
+        lambda m, x: m["fc2"](F.relu(m["fc"](m["a"](x).flatten(1)))),
+        {"a": nn.Conv2d(3, 4, 5, stride=4), "fc": nn.Linear(24, 30), "fc2": nn.Linear(30, 5)},
+    ),
     "adaptive": (lambda m, x: m["b"](F.adaptive_avg_pool2d(m["a"](x), (4, 13))), {"a": conv(3, 8), "b": conv(8, 8)}),
     "adaptive, uneven": (lambda m, x: F.adaptive_avg_pool2d(m["a"](x), (5, 5)), {"a": conv(3, 8)}),
     "view is a result": (lambda m, x: (y := m["a"](x), y.flatten(1)), {"a": conv(3, 8)}),
     "an operator of ATen": (lambda m, x: m["b"](m["a"](x).cumsum(2)), {"a": conv(3, 8), "b": conv(8, 8)}),
     "one pixel, sliced": (lambda m, x: m["a"](x[:, :, :1, :1]), {"a": nn.Conv2d(3, 8, 1)}),
-    "one pixel, of more channels": (lambda m, x: m["a"](x.flatten(2).mean(2).repeat(1, 2)[:, :3, None, None]),
-                                    {"a": nn.Conv2d(3, 8, 1)}),
-}  # fmt: skip
+    "one pixel, of more channels": (
+        lambda m, x: m["a"](x.flatten(2).mean(2).repeat(1, 2)[:, :3, None, None]),
+        {"a": nn.Conv2d(3, 8, 1)},
+    ),
+}
 
 
 def compiled(name: str) -> tuple[nn.Module, Callable[..., object]]:

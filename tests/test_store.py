@@ -118,9 +118,16 @@ def test_json_that_is_no_record_is_a_miss(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sha256", "a\0"), ("sha256", "../../x"), ("sha256", None), ("timings", "x"), ("operators", None), ("machine", 3),
-     ("saved", {})],
-)  # fmt: skip
+    [
+        ("sha256", "a\0"),
+        ("sha256", "../../x"),
+        ("sha256", None),
+        ("timings", "x"),
+        ("operators", None),
+        ("machine", 3),
+        ("saved", {}),
+    ],
+)
 def test_a_field_that_is_none_is_a_miss(folder: Path, field: str, value: object) -> None:
     """Even where the JSON is made to match its hash."""
     store.save(MACHINE, samples("a"))

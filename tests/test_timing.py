@@ -159,8 +159,11 @@ def test_operators_are_timed_in_both_layouts() -> None:
 def test_transforms_alone() -> None:
     rows = time_transforms([(1, 8, 8, 8), (2, 16, 5, 7)], rounds=1)
     assert [(row.key, row.nbytes) for row in rows] == [
-        ("to_nchw", 4096), ("to_nhwc", 4096), ("to_nchw", 8960), ("to_nhwc", 8960),
-    ]  # fmt: skip
+        ("to_nchw", 4096),
+        ("to_nhwc", 4096),
+        ("to_nchw", 8960),
+        ("to_nhwc", 8960),
+    ]
     assert all(row.ms > 0 for row in rows)
 
 

@@ -22,13 +22,11 @@ aten = torch.ops.aten
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 APIS: dict[str, Callable[[nn.Module], Callable[..., object]]] = {
     "compile": lambda model: convselect.compile(model, calibrate="never", strict=True),
-    "backend": lambda model: torch.compile(
-        model, backend="convselect", options={"calibrate": "never", "strict": True}
-    ),
+    "backend": lambda model: torch.compile(model, backend="convselect", options={"calibrate": "never", "strict": True}),
     "dynamic": lambda model: torch.compile(
         model, backend="convselect", dynamic=True, options={"calibrate": "never", "strict": True}
     ),
-}  # fmt: skip
+}
 
 
 class Model(nn.Module):
@@ -84,7 +82,7 @@ WHOLE: dict[str, tuple[str, Callable[[object, Tensor], object]]] = {
     "hardshrink": ("hardshrink", lambda _, x: F.hardshrink(x)),
     "softshrink": ("softshrink", lambda _, x: F.softshrink(x)),
     "rrelu": ("leaky_relu", lambda _, x: F.rrelu(x)),
-}  # fmt: skip
+}
 """ATen's operator, or what stands for it, and code that leads to it."""
 
 
@@ -172,8 +170,14 @@ def unet(m: nn.ModuleDict, x: Tensor, **options: object) -> Tensor:
     return m["f"](m["e"](torch.cat([F.interpolate(y, size=a.shape[2:], **options), a], 1)))
 
 
-UNET = {"a": conv(3, 16), "b": conv(16, 24), "c": conv(24, 33), "d": conv(57, 24), "e": conv(40, 16),
-        "f": nn.Conv2d(16, 5, 1)}  # fmt: skip
+UNET = {
+    "a": conv(3, 16),
+    "b": conv(16, 24),
+    "c": conv(24, 33),
+    "d": conv(57, 24),
+    "e": conv(40, 16),
+    "f": nn.Conv2d(16, 5, 1),
+}
 
 
 def lraspp(m: nn.ModuleDict, x: Tensor) -> Tensor:
@@ -213,15 +217,30 @@ GRAPHS: dict[str, tuple[Callable[..., object], dict[str, nn.Module]]] = {
     "unet, nearest": (unet, UNET),
     "unet, bilinear": (lambda m, x: unet(m, x, mode="bilinear"), UNET),
     "unet, corners": (lambda m, x: unet(m, x, mode="bilinear", align_corners=True), UNET),
-    "lraspp": (lraspp, {"low": conv(3, 16, stride=2), "high": conv(16, 32, stride=2), "gate": conv(32, 24, 1),
-                        "scale": nn.Conv2d(32, 24, 1), "low classes": nn.Conv2d(16, 21, 1),
-                        "high classes": nn.Conv2d(24, 21, 1)}),
-    "fpn": (fpn, {"a": conv(3, 8, stride=2), "b": conv(8, 16, stride=2), "c": conv(16, 24, stride=2),
-                  **{f"lateral {n}": nn.Conv2d(c, 20, 1) for n, c in (("a", 8), ("b", 16), ("c", 24))},
-                  **{f"out {n}": conv(20, 20) for n in "abc"}}),
+    "lraspp": (
+        lraspp,
+        {
+            "low": conv(3, 16, stride=2),
+            "high": conv(16, 32, stride=2),
+            "gate": conv(32, 24, 1),
+            "scale": nn.Conv2d(32, 24, 1),
+            "low classes": nn.Conv2d(16, 21, 1),
+            "high classes": nn.Conv2d(24, 21, 1),
+        },
+    ),
+    "fpn": (
+        fpn,
+        {
+            "a": conv(3, 8, stride=2),
+            "b": conv(8, 16, stride=2),
+            "c": conv(16, 24, stride=2),
+            **{f"lateral {n}": nn.Conv2d(c, 20, 1) for n, c in (("a", 8), ("b", 16), ("c", 24))},
+            **{f"out {n}": conv(20, 20) for n in "abc"},
+        },
+    ),
     "aspp": (aspp, {"a": conv(3, 16), "b": conv(23, 8), "c": conv(16, 13, 1), "pooled": conv(16, 10, 1)}),
     "masks": (masks, {"a": conv(3, 16), "mask": nn.Conv2d(16, 1, 1)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "api"), list(zip(GRAPHS, itertools.cycle(["compile", "dynamic"]))))

@@ -27,9 +27,13 @@ X = randn(2, 8, 12, 12)
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(8, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(),
+        nn.Conv2d(8, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.Flatten(),
         nn.Linear(6400, 4),
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def set_data(model: nn.Sequential) -> None:
@@ -98,9 +102,21 @@ def swap(model: nn.Sequential) -> None:
 
 
 CHANGES: list[Callable[[nn.Sequential], None]] = [
-    set_data, transpose_data, replace_parameter, load_state, optimiser_step, in_place, one_element, in_inference_mode,
-    around_autograd, one_element_around_autograd, corners_of_a_large_weight, by_numpy, statistics, swap,
-]  # fmt: skip
+    set_data,
+    transpose_data,
+    replace_parameter,
+    load_state,
+    optimiser_step,
+    in_place,
+    one_element,
+    in_inference_mode,
+    around_autograd,
+    one_element_around_autograd,
+    corners_of_a_large_weight,
+    by_numpy,
+    statistics,
+    swap,
+]
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["read", "asked"])

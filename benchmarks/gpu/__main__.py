@@ -63,8 +63,10 @@ _TELLING = ("resnet50", "mobilenet_v2", "vgg16", "efficientnet_b0")
 JOBS = [
     Job(name, batch, precision)
     for some in (_TELLING, tuple(name for name in networks.DEFAULT if name not in _TELLING))
-    for precision in PRECISIONS for batch in BATCHES for name in some
-]  # fmt: skip
+    for precision in PRECISIONS
+    for batch in BATCHES
+    for name in some
+]
 PARTS = {"compile": 90.0, "tests": 100.0, "profile": 150.0, "train": 60.0, "networks": 1e9}
 """In this order; each has at most so many seconds, and `networks` what is left."""
 RESERVE_S = 15.0
@@ -182,10 +184,14 @@ def layer_sums(profile: tables.Profile, here: Gpu) -> Iterator[dict[str, Any]]:
             chosen = np.where(np.isfinite(ms), predicted, np.inf).argmin(axis=1)
             cudnn = np.nanmin(ms[:, [n.startswith("cudnn") for n in names]], axis=1)
             yield {
-                "network": name, "batch": batch, "precision": here.precision, "cudnn": float(cudnn.sum()),
-                "fastest": float(np.nanmin(ms, axis=1).sum()), "prior": float(ms[np.arange(len(ms)), chosen].sum()),
+                "network": name,
+                "batch": batch,
+                "precision": here.precision,
+                "cudnn": float(cudnn.sum()),
+                "fastest": float(np.nanmin(ms, axis=1).sum()),
+                "prior": float(ms[np.arange(len(ms)), chosen].sum()),
                 "machine": str(here),
-            }  # fmt: skip
+            }
 
 
 def write_page(out: Path, command: str) -> list[str]:

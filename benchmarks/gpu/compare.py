@@ -99,9 +99,14 @@ def plan_of(call: Call, x: torch.Tensor, device: torch.device) -> dict[str, Any]
 
 
 def compare(
-    model: nn.Module, x: torch.Tensor, job: Job, systems: Sequence[str], clock: Clock,
-    note: Callable[..., None] = lambda **what: None, rounds: int = 9,
-) -> dict[str, Found]:  # fmt: skip
+    model: nn.Module,
+    x: torch.Tensor,
+    job: Job,
+    systems: Sequence[str],
+    clock: Clock,
+    note: Callable[..., None] = lambda **what: None,
+    rounds: int = 9,
+) -> dict[str, Found]:
     """System -> {"median_ms", "min_ms", "all_ms", "runs", "rel_l2", "first_s"}, or {"absent"} and what there is.
 
     `model` and `x` as float32 on the CPU. All in channels_last, under inference_mode; `first_s` is the host's time from

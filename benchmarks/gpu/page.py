@@ -34,14 +34,20 @@ def missing(jobs: Sequence[Job], records: Sequence[Record], failures: Sequence[R
 
 
 def page(
-    about: Record, ceilings: Record, models: Mapping[str, Record], records: Sequence[Record],
-    failures: Sequence[Record], jobs: Sequence[Job],
-) -> str:  # fmt: skip
+    about: Record,
+    ceilings: Record,
+    models: Mapping[str, Record],
+    records: Sequence[Record],
+    failures: Sequence[Record],
+    jobs: Sequence[Job],
+) -> str:
     """Markdown. `about`: {"machine", "date", "command", "versions", "tests"}; `models`: precision -> its info."""
     lines = [
-        "# Results on a GPU", "",
+        "# Results on a GPU",
+        "",
         f"{about['machine']}, {about['date']}; {about['versions']}. Command: `{about['command']}`. "
-        f"The tests on this GPU: {about['tests']}.", "",
+        f"The tests on this GPU: {about['tests']}.",
+        "",
         "Milliseconds by events on the GPU, medians over interleaved rounds, all systems in one process and in "
         "channels_last. convselect: default options, each network calibrated on its own, as in a user's first run. "
         "cuDNN: eager mode with `benchmark=True`. Inductor: `max-autotune`, with CUDA graphs, and with freezing, so "
@@ -54,10 +60,13 @@ def page(
         "",
         f"Ceilings: a copy moves {ceilings['copy_gbs']:.0f} GB/s; a product of 8192 x 8192 matrices runs at "
         + ", ".join(
-            f"{ceilings[f'{p}_tflops']:.0f} TFLOP/s in {p}" for p in ("float16", "tf32", "float32")
+            f"{ceilings[f'{p}_tflops']:.0f} TFLOP/s in {p}"
+            for p in ("float16", "tf32", "float32")
             if f"{p}_tflops" in ceilings
-        ) + ".", "",
-    ]  # fmt: skip
+        )
+        + ".",
+        "",
+    ]
     for precision, batch in dict.fromkeys((job.precision, job.batch) for job in jobs):
         some = [r for r in records if (r["precision"], r["batch"]) == (precision, batch)]
         if some:

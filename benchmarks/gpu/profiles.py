@@ -32,10 +32,12 @@ RELU: End = (Activation("relu"), False)
 _RESIDUALS: tuple[End, ...] = ((Activation("relu"), True), (IDENTITY, False))
 _LINEAR: tuple[End, ...] = ((IDENTITY, False), (IDENTITY, True))
 ENDS: Mapping[str, tuple[End, ...]] = {
-    "resnet18": _RESIDUALS, "resnet50": _RESIDUALS, "densenet121": _LINEAR[:1],
+    "resnet18": _RESIDUALS,
+    "resnet50": _RESIDUALS,
+    "densenet121": _LINEAR[:1],
     "mobilenet_v2": ((Activation("clamp", 0.0, 6.0), False), *_LINEAR),
     "efficientnet_b0": ((Activation("silu"), False), *_LINEAR),
-}  # fmt: skip
+}
 """Of a network, beside bias and ReLU."""
 WITHOUT_NORMS = ("alexnet", "vgg11", "vgg16", "squeezenet1_1")
 """Their biases are of their own type; those that folding makes are float32."""
@@ -102,9 +104,12 @@ def forgiving(dtype: torch.dtype, failures: Path) -> GpuTimer:
 
 
 def profile(
-    out: Path, problems: Sequence[ConvProblem], note: Note, budget_s: float,
+    out: Path,
+    problems: Sequence[ConvProblem],
+    note: Note,
+    budget_s: float,
     timer: Callable[[torch.dtype, Path], Any] = forgiving,
-) -> bool:  # fmt: skip
+) -> bool:
     """Both precisions, each in half of the time. Whether all problems are timed."""
     allow_tf32()
     torch.backends.cudnn.benchmark = True
@@ -184,8 +189,7 @@ def compile_kernels(networks: Mapping[str, Sequence[ConvProblem]], shard: int, s
             seen.add(key)
             try:
                 launch.kernel.warmup(
-                    *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps,
-                    num_stages=launch.stages,
-                )  # fmt: skip
+                    *launch.args, grid=launch.grid, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
+                )
             except Exception as error:  # the part `profile` will keep its traceback
                 tell(f"{key} does not compile: {type(error).__name__}: {error}")

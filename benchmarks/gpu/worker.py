@@ -81,9 +81,13 @@ def _reason(lines: Sequence[str]) -> str:
 
 
 def supervise(
-    command: Sequence[str], note: Path, failures: Path, log: Path, deadline: float,
+    command: Sequence[str],
+    note: Path,
+    failures: Path,
+    log: Path,
+    deadline: float,
     patience_s: Callable[[Failure], float],
-) -> bool:  # fmt: skip
+) -> bool:
     """Runs `command` until it ends well, again after each failure. Whether it did before `deadline` (`monotonic`).
 
     A worker whose note is older than `patience_s` of what it says is stopped. Failures are added to the list in the

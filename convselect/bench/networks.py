@@ -19,10 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from convselect.errors import unknown_choice
 from convselect.problem import ConvProblem
 
-DEFAULT = (
-    "alexnet", "vgg11", "vgg16", "googlenet", "inception_v3", "resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2",
-    "efficientnet_b0", "densenet121",
-)  # fmt: skip
+DEFAULT = tuple(
+    (
+        "alexnet vgg11 vgg16 googlenet inception_v3 resnet18 resnet50 squeezenet1_1 mobilenet_v2 efficientnet_b0 "
+        "densenet121"
+    ).split()
+)
 """The networks of `make bench`."""
 
 _LIBRARIES: list[torch.library.Library] = []
@@ -109,9 +111,21 @@ def convolutions(name: str, side: int) -> Iterator[ConvProblem]:
             assert not isinstance(module.padding, str)
             (kh, kw), (sh, sw), (ph, pw), (dh, dw) = module.kernel_size, module.stride, module.padding, module.dilation
             problem = ConvProblem(
-                mb=mb, g=module.groups, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw, ph=ph, pw=pw, dh=dh,
+                mb=mb,
+                g=module.groups,
+                ic=ic,
+                ih=ih,
+                iw=iw,
+                oc=oc,
+                kh=kh,
+                kw=kw,
+                sh=sh,
+                sw=sw,
+                ph=ph,
+                pw=pw,
+                dh=dh,
                 dw=dw,
-            )  # fmt: skip
+            )
             assert (problem.oh, problem.ow) == (oh, ow), f"{name}: {problem} gives {oh}x{ow}"
             yield problem
 

@@ -100,7 +100,7 @@ class Judge:
         with _no_calibrations():
             samples = calibration.calibrate(
                 self.options.budget_s, problems=self.problems, able=self.able, model=self.cost_model, progress=False
-            )  # fmt: skip
+            )
         return Costs(self.cost_model, samples, self.machine)
 
     def measure(self, costs: Costs) -> None:

@@ -101,9 +101,15 @@ def onnx_file(model: nn.Module, x: torch.Tensor, folder: Path) -> Path:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                model, (x,), made / "model.onnx", dynamo=True, external_data=False, input_names=["x"],
-                output_names=["y"], verbose=False,
-            )  # fmt: skip
+                model,
+                (x,),
+                made / "model.onnx",
+                dynamo=True,
+                external_data=False,
+                input_names=["x"],
+                output_names=["y"],
+                verbose=False,
+            )
 
     return exported("onnx", model, x, folder, export) / "model.onnx"
 

@@ -157,9 +157,12 @@ def compare(
     protocol = protocol.within_budget([_once_ms(call) for call in calls.values()])
     for name, blocks in interleave(calls, protocol, tell).items():
         found[name] = replace(
-            found[name], median_ms=statistics.median(blocks), min_ms=min(blocks), rounds=protocol.rounds,
+            found[name],
+            median_ms=statistics.median(blocks),
+            min_ms=min(blocks),
+            rounds=protocol.rounds,
             runs=protocol.runs,
-        )  # fmt: skip
+        )
     calls.clear()
     torch.compiler.reset()
     gc.collect()

@@ -53,11 +53,25 @@ if TYPE_CHECKING:
 @out_file("--markdown", "markdown_path", help="Write the page with the table here.")
 @out_file("--plot", "plot_path", help="Write a PNG here.")
 def bench(
-    nets: tuple[str, ...], model: str | None, shape: str | None, batch: int, threads: int, against: str,
-    without_convselect: bool, accuracy: str, calibrate: str, select: str, remainder: str, rounds: int,
-    budget_s: float | None, oracle: bool, exports: Path | None,
-    json_path: Path | None, markdown_path: Path | None, plot_path: Path | None,
-) -> None:  # fmt: skip
+    nets: tuple[str, ...],
+    model: str | None,
+    shape: str | None,
+    batch: int,
+    threads: int,
+    against: str,
+    without_convselect: bool,
+    accuracy: str,
+    calibrate: str,
+    select: str,
+    remainder: str,
+    rounds: int,
+    budget_s: float | None,
+    oracle: bool,
+    exports: Path | None,
+    json_path: Path | None,
+    markdown_path: Path | None,
+    plot_path: Path | None,
+) -> None:
     """Time networks against other runtimes, interleaved in one process.
 
     NET is a network of torchvision, such as resnet18; it gets random weights. Every output is compared with eager in

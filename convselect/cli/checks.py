@@ -25,9 +25,12 @@ def usage_errors() -> Iterator[None]:
 def out_file(*names: str, help: str, required: bool = False) -> Callable[[Any], Any]:
     """An option that names a file to write, which must be possible."""
     return click.option(
-        *names, required=required, help=help, callback=_can_be_written,
+        *names,
+        required=required,
+        help=help,
+        callback=_can_be_written,
         type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    )  # fmt: skip
+    )
 
 
 def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    console: Console, jobs: Sequence[tuple[str, str | None]], batch: int, accuracy: str, budget_s: float,
+    console: Console,
+    jobs: Sequence[tuple[str, str | None]],
+    batch: int,
+    accuracy: str,
+    budget_s: float,
     json_path: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Judges each job, a network and the shape of its input if it is the user's own, and prints the table."""
     from datetime import datetime, timezone
 
@@ -43,11 +47,14 @@ def run(
                 verdicts.append(judge(job, model, x, options, cost_model, tell))
             if json_path:
                 record = {
-                    "machine": str(here), "threads": here.threads, "batch": batch, "accuracy": accuracy,
+                    "machine": str(here),
+                    "threads": here.threads,
+                    "batch": batch,
+                    "accuracy": accuracy,
                     "budget_s": budget_s,
                     "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
                     "networks": [verdict.to_dict() for verdict in verdicts],
-                }  # fmt: skip
+                }
                 json_path.write_text(json.dumps(record, indent=1) + "\n")
     finally:  # what was judged is not lost to an error in a later network
         if verdicts:

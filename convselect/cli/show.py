@@ -21,9 +21,17 @@ from convselect.cli.checks import check_model, out_file, usage_errors
 @out_file("--json", "json_path", help="Write the plan here.")
 @out_file("--html", "html_path", help="Write the page here.")
 def explain(
-    network: str | None, model: str | None, shape: str | None, batch: int, threads: int | None, accuracy: str,
-    calibrate: str, select: str, json_path: Path | None, html_path: Path | None,
-) -> None:  # fmt: skip
+    network: str | None,
+    model: str | None,
+    shape: str | None,
+    batch: int,
+    threads: int | None,
+    accuracy: str,
+    calibrate: str,
+    select: str,
+    json_path: Path | None,
+    html_path: Path | None,
+) -> None:
     """Print what was chosen for each layer of a network, and why."""
     import torch
 
@@ -73,9 +81,12 @@ def primitives(device: str, problem: str | None) -> None:
     here = machine.gpu() if device == "cuda" and torch.cuda.is_available() else machine.cpu()
     for primitive in convselect.primitives(device=device):
         cells = [
-            primitive.name, primitive.family, f"{primitive.src_layout} -> {primitive.dst_layout}", primitive.accuracy,
+            primitive.name,
+            primitive.family,
+            f"{primitive.src_layout} -> {primitive.dst_layout}",
+            primitive.accuracy,
             f"{primitive.error_bound:.0e}",
-        ]  # fmt: skip
+        ]
         if asked:
             refusal = primitive.refusal(asked, here)
             cells.append("[green]can run it[/]" if refusal is None else refusal)

@@ -24,14 +24,21 @@ def _counts(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int,
 @click.option("--source", required=True, type=_TABLE, help="Profile table of the machine that is known.")
 @click.option("--target", required=True, type=_TABLE, help="Profile table of the machine to adapt to.")
 @click.option(
-    "--samples", default="0,5,25,125", show_default=True, callback=_counts, metavar="N,N,...",
+    "--samples",
+    default="0,5,25,125",
+    show_default=True,
+    callback=_counts,
+    metavar="N,N,...",
     help="Problems timed on the target.",
-)  # fmt: skip
+)
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Draws of the samples.")
 @click.option(
-    "--holdout", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    "--holdout",
+    default=0.2,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Part of the (ic, oc, ih) groups to judge by.",
-)  # fmt: skip
+)
 @out_file("--json", "out", required=True, help="The rows.")
 def transfer_eval(
     source: Path, target: Path, samples: tuple[int, ...], repeats: int, holdout: float, out: Path

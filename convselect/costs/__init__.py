@@ -29,7 +29,7 @@ __all__ = [
     "Timing",
     "model_for",
     "shipped",
-]  # fmt: skip
+]
 
 Array = npt.NDArray[np.float64]
 

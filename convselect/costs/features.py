@@ -17,21 +17,63 @@ CALL_MS = 0.004
 """Fixed cost of a call, in the analytic prior."""
 
 _TILES = (
-    ("oc", 16), ("oc", 64), ("ic", 16), ("rows", 6), ("rows", 8), ("rows", 48),
-    ("oh", 2), ("ow", 2), ("oh", 4), ("ow", 4), ("oh", 6), ("ow", 6), ("ow", 8), ("ow", 16),
-)  # fmt: skip
+    ("oc", 16),
+    ("oc", 64),
+    ("ic", 16),
+    ("rows", 6),
+    ("rows", 8),
+    ("rows", 48),
+    ("oh", 2),
+    ("ow", 2),
+    ("oh", 4),
+    ("ow", 4),
+    ("oh", 6),
+    ("ow", 6),
+    ("ow", 8),
+    ("ow", 16),
+)
 """(quantity, tile): the network sees which part of the rounded-up quantity is work."""
 
 _LOGS = (
-    "mb", "g", "ic", "oc", "ih", "iw", "oh", "ow", "kh", "kw", "sh", "sw", "dh", "dw",
-    "flops", "src", "dst", "weight", "patches", "rows", "depth", "columns", "intensity", "threads",
-)  # fmt: skip
+    "mb",
+    "g",
+    "ic",
+    "oc",
+    "ih",
+    "iw",
+    "oh",
+    "ow",
+    "kh",
+    "kw",
+    "sh",
+    "sw",
+    "dh",
+    "dw",
+    "flops",
+    "src",
+    "dst",
+    "weight",
+    "patches",
+    "rows",
+    "depth",
+    "columns",
+    "intensity",
+    "threads",
+)
 
 FEATURES: tuple[str, ...] = (
     *(f"log_{name}" for name in _LOGS),
-    "ph", "pw", "depthwise", "grouped", "pointwise", "kernel3", "kernel5", "strided", "dilated",
+    "ph",
+    "pw",
+    "depthwise",
+    "grouped",
+    "pointwise",
+    "kernel3",
+    "kernel5",
+    "strided",
+    "dilated",
     *(f"fill_{name}_{tile}" for name, tile in _TILES),
-)  # fmt: skip
+)
 """Names of the columns of `features`."""
 
 Array = npt.NDArray[np.float64]
@@ -79,7 +121,8 @@ def describe(
     q = _quantities(problems, threads)
     columns = [np.log2(q[name]) for name in _LOGS]
     columns += [
-        q["ph"], q["pw"],
+        q["ph"],
+        q["pw"],
         (q["g"] > 1) & (q["g"] == q["ic"]) & (q["g"] == q["oc"]),
         q["g"] > 1,
         (q["kh"] == 1) & (q["kw"] == 1),
@@ -87,6 +130,6 @@ def describe(
         (q["kh"] == 5) & (q["kw"] == 5),
         (q["sh"] > 1) | (q["sw"] > 1),
         (q["dh"] > 1) | (q["dw"] > 1),
-    ]  # fmt: skip
+    ]
     columns += [q[name] / (np.ceil(q[name] / tile) * tile) for name, tile in _TILES]
     return np.stack(columns, axis=1).astype(np.float32), _floor_ms(q)

@@ -26,10 +26,7 @@ FAMILY_STD = 0.6
 OUTSIDE_STD = 0.25
 """Added log deviation for each standard deviation that a feature lies outside of what a primitive was trained on."""
 
-VIEW = (
-    "mb", "g", "ic", "oc", "oh", "kh", "kw", "sh",
-    "flops", "src", "dst", "weight", "patches", "rows", "depth", "threads",
-)  # fmt: skip
+VIEW = tuple("mb g ic oc oh kh kw sh flops src dst weight patches rows depth threads".split())
 
 Array = npt.NDArray[np.float64]
 PrimitiveKey = tuple[str, str]
@@ -189,8 +186,9 @@ class CostModel:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()},
-            path, metadata={"convselect": json.dumps(header)},
-        )  # fmt: skip
+            path,
+            metadata={"convselect": json.dumps(header)},
+        )
 
     @classmethod
     def load(cls, path: Path) -> CostModel:

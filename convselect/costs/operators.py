@@ -32,9 +32,11 @@ class Line(NamedTuple):
 
 
 TIMES_ELEMENTWISE = {
-    "upsample_nearest.nchw": 8.0, "upsample_nearest.nhwc": 2.0,
-    "upsample_bilinear.nchw": 11.0, "upsample_bilinear.nhwc": 2.0,
-}  # fmt: skip
+    "upsample_nearest.nchw": 8.0,
+    "upsample_nearest.nhwc": 2.0,
+    "upsample_bilinear.nchw": 11.0,
+    "upsample_bilinear.nhwc": 2.0,
+}
 """Times of operators that the shipped weights have no line of, over "elementwise" in the same layout. Medians over the
 first 17 of `measure.operators.SHAPES` on one thread of an AMD EPYC Zen 3, 2026-11-27."""
 

@@ -37,9 +37,16 @@ Array = npt.NDArray[np.float64]
 
 # Multiply-adds of a multiprocessor in a clock, by compute capability: float32, tf32, half precision.
 _FMA_PER_CLOCK = {
-    0: (64, 64, 128), 70: (64, 64, 512), 75: (64, 64, 512), 80: (64, 512, 1024), 86: (128, 256, 512),
-    89: (128, 256, 512), 90: (128, 1024, 2048), 100: (128, 1024, 4096), 120: (128, 256, 512),
-}  # fmt: skip
+    0: (64, 64, 128),
+    70: (64, 64, 512),
+    75: (64, 64, 512),
+    80: (64, 512, 1024),
+    86: (128, 256, 512),
+    89: (128, 256, 512),
+    90: (128, 1024, 2048),
+    100: (128, 1024, 4096),
+    120: (128, 256, 512),
+}
 _L2_BYTES_PER_CLOCK = 64
 """From the L2 to one multiprocessor."""
 _CLOCK_KHZ, _BANDWIDTH = 1_500_000, 1e12

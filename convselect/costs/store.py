@@ -249,10 +249,15 @@ def save(machine: Machine, samples: Samples) -> Samples:
             data = _encode(merged)
             digest = hashlib.sha256(data).hexdigest()
             record = {
-                "schema": SCHEMA, "fingerprint": fingerprint, "machine": str(machine), "description": asdict(machine),
+                "schema": SCHEMA,
+                "fingerprint": fingerprint,
+                "machine": str(machine),
+                "description": asdict(machine),
                 "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "timings": len(merged.timings), "operators": len(merged.operators), "sha256": digest,
-            }  # fmt: skip
+                "timings": len(merged.timings),
+                "operators": len(merged.operators),
+                "sha256": digest,
+            }
             record["check"] = _check(record)
             path = folder / f"{fingerprint}.json"
             _write(_data_path(path, digest), data)
@@ -271,8 +276,9 @@ def save(machine: Machine, samples: Samples) -> Samples:
             warnings.warn(
                 f"the calibration cannot be kept{where} ({error}); it lasts until this process ends. "
                 "Set CONVSELECT_CACHE to a directory that can be written",
-                ConvselectWarning, stacklevel=2,
-            )  # fmt: skip
+                ConvselectWarning,
+                stacklevel=2,
+            )
         return load(machine) or samples
 
 
@@ -287,9 +293,15 @@ def _entry(path: Path) -> Entry:
     except (OSError, Damage) as error:
         damage = str(error)
     return Entry(
-        path.stem, path, record.get("machine", ""), record.get("saved", ""),
-        record.get("timings", 0), record.get("operators", 0), size, damage,
-    )  # fmt: skip
+        path.stem,
+        path,
+        record.get("machine", ""),
+        record.get("saved", ""),
+        record.get("timings", 0),
+        record.get("operators", 0),
+        size,
+        damage,
+    )
 
 
 def entries() -> list[Entry]:

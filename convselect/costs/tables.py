@@ -48,17 +48,23 @@ class Profile:
         """The given rows, as a mask [n] or as indices."""
         index = np.arange(len(self))[rows]
         return Profile(
-            tuple(self.problems[i] for i in index), self.threads[index], tuple(self.machines[i] for i in index),
-            self.primitives, self.families, self.ms[index],
-        )  # fmt: skip
+            tuple(self.problems[i] for i in index),
+            self.threads[index],
+            tuple(self.machines[i] for i in index),
+            self.primitives,
+            self.families,
+            self.ms[index],
+        )
 
     def timed(self) -> Profile:
         """Without the primitives that were never timed."""
         columns = np.nonzero(np.isfinite(self.ms).any(axis=0))[0]
         return replace(
-            self, primitives=tuple(self.primitives[i] for i in columns),
-            families=tuple(self.families[i] for i in columns), ms=self.ms[:, columns],
-        )  # fmt: skip
+            self,
+            primitives=tuple(self.primitives[i] for i in columns),
+            families=tuple(self.families[i] for i in columns),
+            ms=self.ms[:, columns],
+        )
 
     def held_out(self, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
         """A mask [n] of about `fraction` of the rows, whole groups of equal (ic, oc, ih) at a time."""
@@ -89,8 +95,19 @@ def with_defaults(table: pa.Table) -> pa.Table:
     def column(name: str) -> npt.NDArray[np.int64]:
         return np.asarray(table[name].to_numpy(), dtype=np.int64)
 
-    for name, like in (("iw", "ih"), ("kw", "kh"), ("sh", None), ("sw", "sh"), ("mb", None), ("g", None),
-                       ("dh", None), ("dw", None), ("ph", "kh"), ("pw", "kw"), ("threads", None)):  # fmt: skip
+    for name, like in (
+        ("iw", "ih"),
+        ("kw", "kh"),
+        ("sh", None),
+        ("sw", "sh"),
+        ("mb", None),
+        ("g", None),
+        ("dh", None),
+        ("dw", None),
+        ("ph", "kh"),
+        ("pw", "kw"),
+        ("threads", None),
+    ):
         if name not in table.column_names:
             values = np.ones(table.num_rows, np.int64) if like is None else column(like)
             table = table.append_column(name, pa.array(values // 2 if name in ("ph", "pw") else values))
@@ -136,9 +153,11 @@ def read(tables: Iterable[Path | str | pa.Table], families: Mapping[str, str] | 
     profile = Profile(
         tuple(ConvProblem(**dict(zip(DIMENSIONS, dims, strict=True))) for _, _, dims in keys),
         np.array([threads for _, threads, _ in keys]),
-        tuple(machine for machine, _, _ in keys), tuple(names),
-        tuple(known.get(name) or family_of(name) for name in names), matrix,
-    )  # fmt: skip
+        tuple(machine for machine, _, _ in keys),
+        tuple(names),
+        tuple(known.get(name) or family_of(name) for name in names),
+        matrix,
+    )
     return profile.take(np.isfinite(matrix).any(axis=1))
 
 

@@ -59,11 +59,17 @@ def _statistics(profile: Profile, x: F32, target: Array) -> Statistics:
     high = np.stack([z[rows].max(axis=0) for rows in known.T])
     per = {name: getattr(np, f"nan{name}")(target, axis=0) for name in ("mean", "std", "min", "max")}
     return Statistics(
-        mean, std, per["mean"].astype(np.float32), np.maximum(per["std"], 0.05).astype(np.float32),
-        per["min"].astype(np.float32), per["max"].astype(np.float32),
-        np.full(len(profile.primitives), 0.1, np.float32), low, high,
+        mean,
+        std,
+        per["mean"].astype(np.float32),
+        np.maximum(per["std"], 0.05).astype(np.float32),
+        per["min"].astype(np.float32),
+        per["max"].astype(np.float32),
+        np.full(len(profile.primitives), 0.1, np.float32),
+        low,
+        high,
         np.zeros((len(profile.primitives), 1), np.float32),
-    )  # fmt: skip
+    )
 
 
 def _profiles(model: CostModel, profile: Profile) -> F32:
@@ -118,9 +124,13 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def fit(
-    profile: Profile, *, settings: Settings = Settings(), seed: int = 0, progress: Progress | None = None,
+    profile: Profile,
+    *,
+    settings: Settings = Settings(),
+    seed: int = 0,
+    progress: Progress | None = None,
     label: str = "training",
-) -> CostModel:  # fmt: skip
+) -> CostModel:
     """Networks for all of `profile`: each is trained without, and stopped early by, another part of the groups.
 
     Raises `ValueError` where the profile has fewer than two groups of (ic, oc, ih).
@@ -152,8 +162,10 @@ def fit(
     for step in range(1, settings.steps + 1):
         index = torch.stack([pool[torch.randint(len(pool), (settings.batch,), generator=generator)] for pool in pools])
         error = (forward(parameters, z[index]) - y[index]) * scale
-        loss = _masked(torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.02),
-                       known[index]).sum()  # fmt: skip
+        loss = _masked(
+            torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.02),
+            known[index],
+        ).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 5.0 * e**0.5)
@@ -227,15 +239,23 @@ def _evaluate(model: CostModel, held: Profile) -> tuple[CostModel, dict[str, Any
                 "mdrae": mdrae(predicted[:, columns], held.ms[:, columns]),
             }
     return model, {
-        "problems": len(set(held.problems)), "timings": held.timings, **quality(predicted, held.ms)._asdict(),
-        "coverage_90": float(inside[known].mean()), "families": by_family,
-    }  # fmt: skip
+        "problems": len(set(held.problems)),
+        "timings": held.timings,
+        **quality(predicted, held.ms)._asdict(),
+        "coverage_90": float(inside[known].mean()),
+        "families": by_family,
+    }
 
 
 def learn(
-    profile: Profile, *, holdout: float = 0.2, refit: bool = True, seed: int = 0, settings: Settings = Settings(),
+    profile: Profile,
+    *,
+    holdout: float = 0.2,
+    refit: bool = True,
+    seed: int = 0,
+    settings: Settings = Settings(),
     progress: Progress | None = None,
-) -> tuple[CostModel, dict[str, Any]]:  # fmt: skip
+) -> tuple[CostModel, dict[str, Any]]:
     """A model whose deviations were measured on held-out rows, and its errors there. The arguments are `train`'s."""
     held = profile.held_out(holdout, seed)
     model = fit(profile.take(~held), settings=settings, seed=seed, progress=progress)
@@ -285,12 +305,13 @@ def train(
     info = {
         "machines": sorted({name for name in profile.machines if name} | ({machine} if machine else set())),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "problems": len(set(profile.problems)), "timings": profile.timings,
+        "problems": len(set(profile.problems)),
+        "timings": profile.timings,
         "threads": sorted({int(t) for t in profile.threads}),
         "held_out": errors,
         "operators": {key: max(line.error for line in by.values()) for key, by in lines.lines.items()},
         "train_s": round(time.perf_counter() - start, 1),
-    }  # fmt: skip
+    }
     model = replace(model, operators=lines, info=info)
     if out is not None:
         model.save(out)

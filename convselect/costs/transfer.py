@@ -93,9 +93,12 @@ class Adapted:
         p = np.array([keys[t.problem, t.threads] for t in timings], dtype=np.int64)
         c = np.array([where[t.primitive] for t in timings], dtype=np.int64)
         rows = Rows(
-            model.view(problems, threads), p, c, np.log([t.ms for t in timings]) - mean[p, c],
+            model.view(problems, threads),
+            p,
+            c,
+            np.log([t.ms for t in timings]) - mean[p, c],
             np.sqrt((std[p, c] ** 2 - extra[c] ** 2).clip(min=1e-6)),
-        )  # fmt: skip
+        )
         self._process = Process(rows, self._kin(self._sampled), extra, trust)
         self._operators = OperatorScale(model.operators, samples.operators, trust)
 

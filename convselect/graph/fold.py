@@ -54,9 +54,11 @@ def _scale_and_shift(
 
 
 _NORMS = (
-    aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default,
-    aten.cudnn_batch_norm.default, aten.native_batch_norm.default,
-)  # fmt: skip
+    aten._native_batch_norm_legit_no_training.default,
+    aten._batch_norm_no_update.default,
+    aten.cudnn_batch_norm.default,
+    aten.native_batch_norm.default,
+)
 """What a batch norm is captured as depends on the device and on torch's version. All take (src, weight, bias, mean,
 variance, ..., eps); the last two also whether they train, before the momentum."""
 

@@ -27,13 +27,29 @@ _KINDS = {
     "batch_norm": (scale_shift,),
     "mean": (aten.mean.dim,),
     "elementwise": (
-        aten.relu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default, aten.hardsigmoid.default,
-        aten.gelu.default, aten.leaky_relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
-        aten.clamp_max.default, aten.tanh.default, aten.elu.default, aten.softplus.default, aten.exp.default,
-        aten.neg.default, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar,
+        aten.relu.default,
+        aten.silu.default,
+        aten.sigmoid.default,
+        aten.hardswish.default,
+        aten.hardsigmoid.default,
+        aten.gelu.default,
+        aten.leaky_relu.default,
+        aten.hardtanh.default,
+        aten.clamp.default,
+        aten.clamp_min.default,
+        aten.clamp_max.default,
+        aten.tanh.default,
+        aten.elu.default,
+        aten.softplus.default,
+        aten.exp.default,
+        aten.neg.default,
+        aten.add.Scalar,
+        aten.sub.Scalar,
+        aten.mul.Scalar,
+        aten.div.Scalar,
         aten._to_copy.default,
     ),
-}  # fmt: skip
+}
 _DTYPES = {"cpu": (torch.float32,), "cuda": GPU_DTYPES}
 _KIND_OF = {target: kind for kind, targets in _KINDS.items() for target in targets}
 

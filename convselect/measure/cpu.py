@@ -187,12 +187,7 @@ class PrimitiveTimer:
             return self._time(problem, primitives, rounds, deadline, abandon)
 
     def _time(
-        self,
-        problem: ConvProblem,
-        primitives: Sequence[Primitive],
-        rounds: int,
-        deadline: float | None,
-        abandon: float,
+        self, problem: ConvProblem, primitives: Sequence[Primitive], rounds: int, deadline: float | None, abandon: float
     ) -> dict[str, float]:
         p = problem
         weight, bias, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.oc), draw(p.mb, p.ic, p.ih, p.iw)

@@ -174,12 +174,7 @@ class GpuTimer:
         return self._device.capture(lambda: run(packs))
 
     def _time(
-        self,
-        p: ConvProblem,
-        primitives: Sequence[Primitive],
-        rounds: int,
-        deadline: float | None,
-        abandon: float,
+        self, p: ConvProblem, primitives: Sequence[Primitive], rounds: int, deadline: float | None, abandon: float
     ) -> dict[str, float]:
         draw = self._draw
         weight, plain = draw(p.oc, p.ic // p.g, p.kh, p.kw), draw(p.mb, p.ic, p.ih, p.iw)

@@ -102,10 +102,18 @@ class Explanation:
             table.add_column(head, justify="right", no_wrap=True)
         for layer in self.layers:
             cells = [
-                layer.name, layer.problem, layer.primitive, f"{layer.src_layout} -> {layer.dst_layout}",
-                _ms(layer.predicted_ms), _interval(layer.interval_ms), *([_ms(layer.measured_ms)] if timed else []),
-                layer.runner_up or "", _ms(layer.runner_up_ms), _mib(layer.packed_bytes), _mib(layer.workspace_bytes),
-            ]  # fmt: skip
+                layer.name,
+                layer.problem,
+                layer.primitive,
+                f"{layer.src_layout} -> {layer.dst_layout}",
+                _ms(layer.predicted_ms),
+                _interval(layer.interval_ms),
+                *([_ms(layer.measured_ms)] if timed else []),
+                layer.runner_up or "",
+                _ms(layer.runner_up_ms),
+                _mib(layer.packed_bytes),
+                _mib(layer.workspace_bytes),
+            ]
             table.add_row(*cells)
         blocks = [_text(table)]
         if self.transforms:

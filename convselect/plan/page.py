@@ -68,9 +68,12 @@ def page(plan: Plan, title: str, summary: list[str], predicted_ms: float, measur
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convselect", "plan"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader("convselect", "plan"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     bar_step = _step(len(plan.layers), 16, 60)
     node_step = _step(len(plan.layers) + len(plan.operators), 18, 48)
     bars, ticks = _bars(plan, bar_step)
@@ -79,12 +82,24 @@ def page(plan: Plan, title: str, summary: list[str], predicted_ms: float, measur
     for layer in plan.layers:
         families[layer.family] = families.get(layer.family, 0.0) + (layer.predicted_ms or 0.0)
     return environment.get_template("explain.html").render(
-        title=title, plan=plan, summary=summary, bars=bars, ticks=ticks, bar_step=bar_step,
-        bar_height=BAR_HEIGHT, bars_width=max(len(bars) * bar_step, 1), nodes=nodes, arcs=arcs, moves=moves,
-        node_step=node_step, ribbon_width=max(len(nodes) * node_step, 1), arc_height=ARC_HEIGHT,
-        measured_ms=measured_ms, layers_ms=predicted_ms,
+        title=title,
+        plan=plan,
+        summary=summary,
+        bars=bars,
+        ticks=ticks,
+        bar_step=bar_step,
+        bar_height=BAR_HEIGHT,
+        bars_width=max(len(bars) * bar_step, 1),
+        nodes=nodes,
+        arcs=arcs,
+        moves=moves,
+        node_step=node_step,
+        ribbon_width=max(len(nodes) * node_step, 1),
+        arc_height=ARC_HEIGHT,
+        measured_ms=measured_ms,
+        layers_ms=predicted_ms,
         families=sorted(families.items(), key=lambda item: -item[1]),
-    )  # fmt: skip
+    )
 
 
 def _bars(plan: Plan, step_x: int) -> tuple[list[Bar], list[Tick]]:

@@ -23,9 +23,12 @@ def apply_activation(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     if kind in ("gelu", "gelu_tanh"):
         return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
     return {
-        "relu": torch.relu, "silu": F.silu, "sigmoid": torch.sigmoid, "hardswish": F.hardswish,
+        "relu": torch.relu,
+        "silu": F.silu,
+        "sigmoid": torch.sigmoid,
+        "hardswish": F.hardswish,
         "hardsigmoid": F.hardsigmoid,
-    }[kind](x)  # fmt: skip
+    }[kind](x)
 
 
 def all_padding(p: ConvProblem) -> str | None:

@@ -23,10 +23,6 @@ def few_taps(p: ConvProblem) -> str | None:
 
 
 register(
-    KernelPrimitive(
-        "depthwise_nhwc", "depthwise", Layout.NHWC, Layout.NHWC, (one_filter_a_channel, few_taps),
-    ),
-    KernelPrimitive(
-        "depthwise_nchw", "depthwise", Layout.NCHW, Layout.NCHW, (one_filter_a_channel,),
-    ),
-)  # fmt: skip
+    KernelPrimitive("depthwise_nhwc", "depthwise", Layout.NHWC, Layout.NHWC, (one_filter_a_channel, few_taps)),
+    KernelPrimitive("depthwise_nchw", "depthwise", Layout.NCHW, Layout.NCHW, (one_filter_a_channel,)),
+)

@@ -85,11 +85,7 @@ def _spans(p: ConvProblem) -> tuple[Span, Span]:
             transforms *= _COST_CUT
         return transforms + (_COST_PRODUCT * tiles * p.mb + _COST_WEIGHT) * products
 
-    pairs = (
-        (h, w)
-        for h in options(p.ih, p.oh, p.kh, p.ph, p.dh)
-        for w in options(p.iw, p.ow, p.kw, p.pw, p.dw)
-    )  # fmt: skip
+    pairs = ((h, w) for h in options(p.ih, p.oh, p.kh, p.ph, p.dh) for w in options(p.iw, p.ow, p.kw, p.pw, p.dw))
     return min(pairs, key=lambda pair: cost(*pair))
 
 

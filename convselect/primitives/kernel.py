@@ -83,9 +83,19 @@ class KernelPrimitive(Primitive):
         nbytes = _OPS.workspace_bytes(self.kernel, _sizes(problem), problem.geometry, torch.get_num_threads())
         kind, alpha, beta = activation
         return partial(
-            _OPS.conv_out, dst, src.new_empty(nbytes // 4), src, packed, bias, None, self.kernel, problem.geometry,
-            ACTIVATIONS.index(kind), alpha, beta,
-        )  # fmt: skip
+            _OPS.conv_out,
+            dst,
+            src.new_empty(nbytes // 4),
+            src,
+            packed,
+            bias,
+            None,
+            self.kernel,
+            problem.geometry,
+            ACTIVATIONS.index(kind),
+            alpha,
+            beta,
+        )
 
 
 def _sizes(problem: ConvProblem) -> list[int]:

@@ -115,9 +115,14 @@ class _Captured:
     """One capture: `args` are what it reads, `owned` the positions of those that are buffers of ours."""
 
     def __init__(
-        self, device: Device, body: Body, packed: tuple[torch.Tensor, ...], args: Sequence[Any], fixed: Sequence[int],
+        self,
+        device: Device,
+        body: Body,
+        packed: tuple[torch.Tensor, ...],
+        args: Sequence[Any],
+        fixed: Sequence[int],
         moves: Counter[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """fixed: the positions of what is read where it is. moves: how often what lies at each has moved so far."""
         self.packed, self.fixed, self.moves = packed, fixed, moves
         self.owned = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and i not in fixed]

@@ -86,9 +86,7 @@ def _offsets() -> _Offsets | None:
     shape, stride, offset = (3, 5, 7, 11), (4001, 503, 59, 2), 13
     tensor = torch.empty(20011, device="cpu").as_strided(shape, stride, offset)
     alias, other = tensor.detach(), torch.empty(2, 2, device="cpu")
-    words, in_alias, in_other = (
-        [_word(t._cdata + i * _WORD) for i in range(_WORDS)] for t in (tensor, alias, other)
-    )  # fmt: skip
+    words, in_alias, in_other = ([_word(t._cdata + i * _WORD) for i in range(_WORDS)] for t in (tensor, alias, other))
     storage = tensor.untyped_storage()
 
     def where(holds: Callable[[int], bool], end: int = _WORDS) -> list[int]:

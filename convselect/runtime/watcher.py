@@ -24,21 +24,46 @@ _T = TypeVar("_T")
 
 PLAIN = (int, float, bool, str, type(None))
 _UNCHANGING = (
-    *PLAIN, complex, bytes, dict, type, torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType,
-    types.ModuleType, torch.nn.Module, torch.Tensor,
-)  # fmt: skip
+    *PLAIN,
+    complex,
+    bytes,
+    dict,
+    type,
+    torch.dtype,
+    torch.device,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+    torch.nn.Module,
+    torch.Tensor,
+)
 """Dictionaries and modules are watched themselves; tensors are compared by the graph (`weights.py`)."""
 
-_STATE_GUARDS = frozenset({
-    "GRAD_MODE", "DETERMINISTIC_ALGORITHMS", "GLOBAL_STATE", "TORCH_FUNCTION_STATE", "DEFAULT_DEVICE",
-    "AUTOGRAD_SAVED_TENSORS_HOOKS", "SHAPE_ENV", "FSDP_TRAINING_STATE",
-})  # fmt: skip
+_STATE_GUARDS = frozenset(
+    {
+        "GRAD_MODE",
+        "DETERMINISTIC_ALGORITHMS",
+        "GLOBAL_STATE",
+        "TORCH_FUNCTION_STATE",
+        "DEFAULT_DEVICE",
+        "AUTOGRAD_SAVED_TENSORS_HOOKS",
+        "SHAPE_ENV",
+        "FSDP_TRAINING_STATE",
+    }
+)
 """Guards on what `shortcut.py` compares at each call."""
 
-_UNREAD = frozenset({
-    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
-})  # fmt: skip
+_UNREAD = frozenset(
+    {
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks_with_kwargs",
+    }
+)
 """Dictionaries of a module that a forward call without hooks does not read."""
 
 _ROOT = re.compile(r"L\['([^']*)'\]")

@@ -94,8 +94,11 @@ def _learn(train: Profile, held: Profile, bar: Progress) -> tuple[Source, list[R
     models: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     learners: dict[str, Callable[[Profile], Any]] = {
-        "linear": linear, "nn1": nn1, "nn2": nn2, "ours": lambda profile: learn(profile, progress=bar)[0],
-    }  # fmt: skip
+        "linear": linear,
+        "nn1": nn1,
+        "nn2": nn2,
+        "ours": lambda profile: learn(profile, progress=bar)[0],
+    }
     task = bar.add_task("learning the source machine", total=len(learners))
     for name, learner in learners.items():
         start = time.perf_counter()

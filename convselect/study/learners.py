@@ -49,9 +49,11 @@ class Scaling:
         filled = np.where(known > 0, y, overall)
         std = np.nanstd(filled, axis=0)
         return cls(
-            x.mean(axis=0), np.where(x.std(axis=0) < 1e-6, 1, x.std(axis=0)),
-            np.nanmean(filled, axis=0), np.where(known > 1, np.maximum(std, 0.1), np.nanstd(y)),
-        )  # fmt: skip
+            x.mean(axis=0),
+            np.where(x.std(axis=0) < 1e-6, 1, x.std(axis=0)),
+            np.nanmean(filled, axis=0),
+            np.where(known > 1, np.maximum(std, 0.1), np.nanstd(y)),
+        )
 
     def inputs(self, profile: Profile) -> torch.Tensor:
         return torch.from_numpy(((dimensions(profile) - self.x_mean) / self.x_std).astype(np.float32))

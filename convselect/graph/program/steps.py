@@ -207,10 +207,22 @@ class Steps:
         workspace.floats = max(workspace.floats, floats)
         value = self.values[node]
         self._add(
-            "conv", call.primitive.kernel, mb, ic, ih, iw, *problem.geometry, self.values[src].address,
-            self._constant(packed), value.address, value.stride, Address(workspace), self._constant(bias),
-            None if residual is None else self.values[residual].address, *_activation(call.activation),
-        )  # fmt: skip
+            "conv",
+            call.primitive.kernel,
+            mb,
+            ic,
+            ih,
+            iw,
+            *problem.geometry,
+            self.values[src].address,
+            self._constant(packed),
+            value.address,
+            value.stride,
+            Address(workspace),
+            self._constant(bias),
+            None if residual is None else self.values[residual].address,
+            *_activation(call.activation),
+        )
 
     def _scale_shift(
         self,
@@ -229,9 +241,21 @@ class Steps:
         mb, channels, pixels = (*sizes[:2], sizes[2] * sizes[3]) if len(sizes) == 4 else (1, 1, math.prod(sizes))
         dst = dst or self.values[node]
         self._add(
-            "scale_shift", mb, channels, pixels, int(nhwc), self.values[src].address, scale, shift, addend,
-            dst.address, self.values[src].stride, dst.stride, scale_stride, *_activation(activation),
-        )  # fmt: skip
+            "scale_shift",
+            mb,
+            channels,
+            pixels,
+            int(nhwc),
+            self.values[src].address,
+            scale,
+            shift,
+            addend,
+            dst.address,
+            self.values[src].stride,
+            dst.stride,
+            scale_stride,
+            *_activation(activation),
+        )
 
     def _linear(self, node: Node) -> None:
         x, weight, bias, code, alpha, beta = args_of(node)
@@ -245,19 +269,39 @@ class Steps:
         mb, channels, ih, iw = self.sizes(src)
         value = self.values[node]
         self._add(
-            "pool", mb, channels, ih, iw, *geometry[8:], *geometry[:8], int(maximum), int(include_pad), divisor,
-            self.values[src].address, value.address, value.stride,
-        )  # fmt: skip
+            "pool",
+            mb,
+            channels,
+            ih,
+            iw,
+            *geometry[8:],
+            *geometry[:8],
+            int(maximum),
+            int(include_pad),
+            divisor,
+            self.values[src].address,
+            value.address,
+            value.stride,
+        )
 
     def _upsample(self, node: Node) -> None:
         src, _, linear, align_corners, *scales = args_of(node)
         mb, channels, ih, iw = self.sizes(src)
         value = self.values[node]
         self._add(
-            "upsample", mb, channels, ih, iw, *self.sizes(node)[2:], int(linear), int(align_corners),
+            "upsample",
+            mb,
+            channels,
+            ih,
+            iw,
+            *self.sizes(node)[2:],
+            int(linear),
+            int(align_corners),
             *(-1.0 if scale is None else 1 / scale for scale in scales),
-            self.values[src].address, value.address, value.stride,
-        )  # fmt: skip
+            self.values[src].address,
+            value.address,
+            value.stride,
+        )
 
     def _cat(self, node: Node) -> None:
         """Copies the operands that were not written in place."""

@@ -134,9 +134,14 @@ class TritonPrimitive(Primitive):
 
     @abstractmethod
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         """The kernels that compute dst, in order. `tf32`: whether factors of float32 may be rounded."""
 
     def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:

@@ -33,9 +33,14 @@ class Depthwise(TritonPrimitive):
         return (taps.t() if self.src_layout is Layout.NHWC else taps).clone(memory_format=torch.contiguous_format)
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         from convselect.kernels.triton import depthwise
 
         return list(depthwise.launches(problem, self.block, self.src_layout is Layout.NHWC, src, packed, dst, end))

@@ -58,9 +58,14 @@ class Merged(ImplicitGemm):
         return super().prepack(self._merge(p), dense.view(p.oc, n * (p.ic // p.g), p.kh, p.kw))
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         return super().launches(self._merge(problem), src, packed, dst, end, tf32)
 
 

@@ -19,9 +19,15 @@ class ImplicitGemm(TritonPrimitive):
     tile: Tile
 
     def __init__(
-        self, name: str, tile: Tile, parts: int = 1, persistent: bool = False,
-        precisions: tuple[str, ...] = PRECISIONS, family: str = "igemm", rules: tuple[Rule, ...] = (ungrouped,),
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        tile: Tile,
+        parts: int = 1,
+        persistent: bool = False,
+        precisions: tuple[str, ...] = PRECISIONS,
+        family: str = "igemm",
+        rules: tuple[Rule, ...] = (ungrouped,),
+    ) -> None:
         self.tile, self.parts, self.persistent, self.precisions = tile, parts, persistent, precisions
         super().__init__(name, family, Layout.NHWC, Layout.NHWC, rules)
 
@@ -48,15 +54,20 @@ class ImplicitGemm(TritonPrimitive):
         return packed
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         from convselect.kernels.triton import igemm
 
         programs = resident(src.device, self.shared_bytes()) if self.persistent else 0
-        return list(igemm.launches(
-            problem, self.tile, src, packed, dst, end, tf32, programs=programs, parts=self.parts
-        ))  # fmt: skip
+        return list(
+            igemm.launches(problem, self.tile, src, packed, dst, end, tf32, programs=programs, parts=self.parts)
+        )
 
 
 register(

@@ -36,9 +36,14 @@ class Im2row(TritonPrimitive):
         return packed
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         from convselect.kernels.triton import gemm, stem
 
         p, kp = problem, len(packed)

@@ -46,9 +46,14 @@ class Pointwise(TritonPrimitive):
         return packed
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         from convselect.kernels.triton.gemm import Matrices, factors, launches
 
         mb, p, weights = src.shape[0], problem, factors(packed)

@@ -42,9 +42,14 @@ class Stem(TritonPrimitive):
         return packed
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         from convselect.kernels.triton import stem
 
         return list(stem.launches(problem, self.tile, src, packed, dst, end, tf32))

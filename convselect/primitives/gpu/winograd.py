@@ -51,9 +51,14 @@ class Winograd(TritonPrimitive):
         return packed
 
     def launches(
-        self, problem: ConvProblem, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+        self,
+        problem: ConvProblem,
+        src: torch.Tensor,
+        packed: torch.Tensor,
+        dst: torch.Tensor,
+        end: Epilogue,
         tf32: bool,
-    ) -> list[Launch]:  # fmt: skip
+    ) -> list[Launch]:
         from convselect.kernels.triton import winograd
 
         rounded = tf32 and self.m == 2
