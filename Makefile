@@ -42,7 +42,7 @@ sanitize: $(STAMPS)/install $(STAMPS)/test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 CONVSELECT_SANITIZED=$(SANITIZED) \
-	  $(PYTEST) tests/test_program.py tests/test_operators.py tests/test_verify.py tests/test_fuzz.py
+	  $(PYTEST) $(patsubst %,tests/test_%.py,program slices operators between_convolutions verify verify_steps fuzz)
 
 bench: $(STAMPS)/install $(STAMPS)/torchvision $(STAMPS)/peers
 	$(BIN)/python benchmarks/run.py $(NETWORKS) --settings $(SETTINGS) $(BENCH_ARGS)

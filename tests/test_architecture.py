@@ -98,7 +98,7 @@ def test_kernels_are_imported_by_one_name() -> None:
     assert not [path for path in paths for module in imported(path) if module.split(".")[0] == "kernels"]
 
 
-@pytest.mark.parametrize("folder", ["convselect", "kernels", "benchmarks"])
+@pytest.mark.parametrize("folder", ["convselect", "kernels", "benchmarks", "tests"])
 def test_files_stay_small(folder: str) -> None:
     for path in (ROOT / folder).rglob("*"):
         if path.suffix in LONGEST:

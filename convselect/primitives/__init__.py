@@ -1,16 +1,3 @@
 """The primitives, one file a family; those of GPUs in `gpu`. Importing this package fills the registry."""
 
-from convselect.primitives import (  # noqa: F401
-    aten,
-    depthwise,
-    direct,
-    fft,
-    gpu,
-    grouped,
-    im2,
-    kn2,
-    mec,
-    onednn,
-    pointwise,
-    winograd,
-)
+from convselect.primitives import aten, depthwise, direct, fft, gpu, grouped, im2, kn2, mec, onednn, pointwise, winograd  # noqa: F401
