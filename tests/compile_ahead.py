@@ -28,6 +28,7 @@ from convselect.kernels.triton import elementwise
 from convselect.kernels.triton.launch import NOTHING, Launch
 from convselect.layout import Layout, strides
 from convselect.primitive import Activation
+from convselect.primitives.gpu.base import Operands
 from convselect.problem import ConvProblem
 
 COPY = re.compile(r"cp\.async\.c[ag][^;]*?, 0x([0-9a-f]+),")
@@ -112,7 +113,7 @@ def of_primitives(capability: int, precision: str) -> Iterator[tuple[str, int, b
             dst = activations((p.mb, p.oc, p.oh, p.ow), primitive.dst_layout, dtype)
             packed = primitive.prepack(p, meta(p.oc, p.ic // p.g, p.kh, p.kw, dtype=dtype))
             end = epilogue(Activation("relu"), meta(p.oc, dtype=dtype), torch.empty_like(dst))
-            for launch in primitive.launches(p, src, packed, dst, NOTHING if odd else end, tf32):
+            for launch in primitive.launches(p, Operands(src, packed, dst, NOTHING if odd else end), tf32):
                 yield primitive.name, primitive.shared_bytes(), odd, launch
 
 

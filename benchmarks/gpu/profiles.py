@@ -20,7 +20,7 @@ from convselect.machine import Gpu, gpu
 from convselect.measure import profiling
 from convselect.measure.cuda import CudaClock, GpuClock, GpuTimer
 from convselect.primitive import IDENTITY, Activation, Primitive, primitives
-from convselect.primitives.gpu.base import TritonPrimitive, epilogue
+from convselect.primitives.gpu.base import Operands, TritonPrimitive, epilogue
 from convselect.problem import ConvProblem
 
 MOST_DEATHS, MOST_ERRORS = 2, 5
@@ -141,7 +141,7 @@ def launches(
     dst, rest = (meta(size, strides(size, primitive.dst_layout)) for _ in range(2))
     packed = primitive.prepack(p, torch.empty(p.oc, p.ic // p.g, p.kh, p.kw, dtype=dtype, device="meta"))
     ending = epilogue(end[0], meta((p.oc,), (1,), bias), rest if end[1] else None)
-    return primitive.launches(p, src, packed, dst, ending, tf32)
+    return primitive.launches(p, Operands(src, packed, dst, ending), tf32)
 
 
 def all_launches(here: Gpu, networks: Mapping[str, Sequence[ConvProblem]]) -> Iterator[Launch]:

@@ -203,6 +203,19 @@ class Verifier {
   const int threads_;
 };
 
+// Of a Problem or a Pool.
+template <class P>
+void check_window(const P& p) {
+  check_numbers({{"kh", p.kh, 1},
+                 {"kw", p.kw, 1},
+                 {"sh", p.sh, 1},
+                 {"sw", p.sw, 1},
+                 {"ph", p.ph, 0},
+                 {"pw", p.pw, 0},
+                 {"dh", p.dh, 1},
+                 {"dw", p.dw, 1}});
+}
+
 constexpr const char* NAMES[] = {"conv", "to_layout", "scale_shift", "linear", "pool", "upsample"};
 constexpr int64_t KINDS = std::variant_size_v<Step>;
 static_assert(sizeof NAMES / sizeof *NAMES == KINDS);
@@ -210,20 +223,8 @@ static_assert(sizeof NAMES / sizeof *NAMES == KINDS);
 }  // namespace
 
 void check(const Problem& p) {
-  check_numbers({{"mb", p.mb, 0},
-                 {"ic", p.ic, 1},
-                 {"ih", p.ih, 1},
-                 {"iw", p.iw, 1},
-                 {"oc", p.oc, 1},
-                 {"kh", p.kh, 1},
-                 {"kw", p.kw, 1},
-                 {"sh", p.sh, 1},
-                 {"sw", p.sw, 1},
-                 {"ph", p.ph, 0},
-                 {"pw", p.pw, 0},
-                 {"dh", p.dh, 1},
-                 {"dw", p.dw, 1},
-                 {"g", p.g, 1}});
+  check_numbers({{"mb", p.mb, 0}, {"ic", p.ic, 1}, {"ih", p.ih, 1}, {"iw", p.iw, 1}, {"oc", p.oc, 1}, {"g", p.g, 1}});
+  check_window(p);
   if (p.ic % p.g || p.oc % p.g) fail("g is ", p.g, ", must divide ic=", p.ic, " and oc=", p.oc);
   if (product({p.dh, p.kh - 1}) >= p.ih + 2 * p.ph || product({p.dw, p.kw - 1}) >= p.iw + 2 * p.pw)
     fail("the kernel ", p.kh, "x", p.kw, " (dilation ", p.dh, "x", p.dw, ") does not fit into ", p.ih, "x", p.iw,
@@ -251,15 +252,8 @@ void check(const Pool& p) {
                  {"iw", p.iw, 1},
                  {"oh", p.oh, 1},
                  {"ow", p.ow, 1},
-                 {"kh", p.kh, 1},
-                 {"kw", p.kw, 1},
-                 {"sh", p.sh, 1},
-                 {"sw", p.sw, 1},
-                 {"ph", p.ph, 0},
-                 {"pw", p.pw, 0},
-                 {"dh", p.dh, 1},
-                 {"dw", p.dw, 1},
                  {"divisor", p.divisor, 0}});
+  check_window(p);
   auto check_windows = [](const char* name, int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t padding,
                           int64_t dilation) {
     if (padding > product({dilation, kernel - 1}) || product({out - 1, stride}) >= in + padding)

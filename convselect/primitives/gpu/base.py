@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -88,6 +89,15 @@ def resident(device: torch.device, shared_bytes: int) -> int:
     return int(found.multi_processor_count * max(1, min(2, fitting)))
 
 
+class Operands(NamedTuple):
+    """What a primitive's kernels read and write: src, packed and dst of one dtype, in the primitive's layouts."""
+
+    src: torch.Tensor
+    packed: torch.Tensor
+    dst: torch.Tensor
+    end: Epilogue
+
+
 class TritonPrimitive(Primitive):
     """Declared by its name, its rules and the launches that compute it. src, packed and dst are of one dtype.
 
@@ -133,15 +143,7 @@ class TritonPrimitive(Primitive):
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, ...]: ...
 
     @abstractmethod
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         """The kernels that compute dst, in order. `tf32`: whether factors of float32 may be rounded."""
 
     def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
@@ -164,7 +166,7 @@ class TritonPrimitive(Primitive):
         dst = src.new_empty_strided(size, strides(size, self.dst_layout))
         end = epilogue(activation, bias, residual)
         if size[0]:
-            start(self.launches(problem, src, packed, dst, end, tf32_allowed()), src.device)
+            start(self.launches(problem, Operands(src, packed, dst, end), tf32_allowed()), src.device)
         return dst
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Block, Epilogue, Launch
+from convselect.kernels.triton.launch import Block, Launch
 from convselect.layout import Layout
 from convselect.primitive import register
 from convselect.primitives.depthwise import one_filter_a_channel
-from convselect.primitives.gpu.base import TritonPrimitive
+from convselect.primitives.gpu.base import Operands, TritonPrimitive
 from convselect.problem import ConvProblem
 
 MOST_WIDTH = 31
@@ -32,17 +32,10 @@ class Depthwise(TritonPrimitive):
         taps = weight.detach().flatten(1)
         return (taps.t() if self.src_layout is Layout.NHWC else taps).clone(memory_format=torch.contiguous_format)
 
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         from convselect.kernels.triton import depthwise
 
+        src, packed, dst, end = operands
         return list(depthwise.launches(problem, self.block, self.src_layout is Layout.NHWC, src, packed, dst, end))
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile
+from convselect.kernels.triton.launch import Launch, Tile
 from convselect.primitive import register
+from convselect.primitives.gpu.base import Operands
 from convselect.primitives.gpu.igemm import ImplicitGemm
 from convselect.problem import ConvProblem
 
@@ -57,16 +58,8 @@ class Merged(ImplicitGemm):
             dense[:, i, :, i] = blocks[:, i]
         return super().prepack(self._merge(p), dense.view(p.oc, n * (p.ic // p.g), p.kh, p.kw))
 
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
-        return super().launches(self._merge(problem), src, packed, dst, end, tf32)
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
+        return super().launches(self._merge(problem), operands, tf32)
 
 
 _WIDE, _NARROW = Tile(64, 64, 4, 4, depth_bytes=64), Tile(128, 32, 4, 4, depth_bytes=64)

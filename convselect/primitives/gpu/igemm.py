@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
+from convselect.kernels.triton.launch import Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS, Machine
 from convselect.primitive import register
-from convselect.primitives.gpu.base import HALF, Rule, TritonPrimitive, on_matrix_units, resident
+from convselect.primitives.gpu.base import HALF, Operands, Rule, TritonPrimitive, on_matrix_units, resident
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
@@ -53,17 +53,10 @@ class ImplicitGemm(TritonPrimitive):
         packed: torch.Tensor = igemm.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
         return packed
 
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         from convselect.kernels.triton import igemm
 
+        src, packed, dst, end = operands
         programs = resident(src.device, self.shared_bytes()) if self.persistent else 0
         return list(
             igemm.launches(problem, self.tile, src, packed, dst, end, tf32, programs=programs, parts=self.parts)

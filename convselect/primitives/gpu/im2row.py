@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import torch
-
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
+from convselect.kernels.triton.launch import Launch, Tile
 from convselect.layout import Layout
 from convselect.machine import Machine
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive, element_bytes, on_matrix_units
+from convselect.primitives.gpu.base import Operands, element_bytes
+from convselect.primitives.gpu.stem import OfPatches
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
 
-class Im2row(TritonPrimitive):
-    tile: Tile
-
+class Im2row(OfPatches):
     def __init__(self, name: str, src_layout: Layout, tile: Tile) -> None:
         self.tile = tile
         super().__init__(name, "im2row", src_layout, Layout.NHWC, (ungrouped,))
-
-    def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
-        p = problem
-        return round_up(p.kh * p.kw * p.ic, self.tile.depth(element_bytes)), round_up(p.oc, self.tile.columns)
 
     def workspace_bytes(self, problem: ConvProblem, machine: Machine) -> int:
         p, size = problem, element_bytes(machine.precision)
         return size * p.mb * p.oh * p.ow * self.packed_shape(p, size)[0]
 
-    def prepack(self, problem: ConvProblem, weight: torch.Tensor) -> torch.Tensor:
-        from convselect.kernels.triton import stem
-
-        shape = self.packed_shape(problem, weight.element_size())
-        packed: torch.Tensor = stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
-        return packed
-
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         from convselect.kernels.triton import gemm, stem
 
+        src, packed, dst, end = operands
         p, kp = problem, len(packed)
         patches = src.new_empty((src.shape[0] * p.oh * p.ow, kp))
         factors = gemm.Matrices(patches, kp), gemm.factors(packed), gemm.Matrices(dst, p.oc)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, right_factor, round_up, rounded
+from convselect.kernels.triton.launch import Launch, Tile, right_factor, round_up, rounded
 from convselect.layout import Layout
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive, on_matrix_units
+from convselect.primitives.gpu.base import Operands, TritonPrimitive, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.primitives.kn2 import unit_stride
 from convselect.primitives.pointwise import one_by_one, unpadded
@@ -45,17 +45,10 @@ class Pointwise(TritonPrimitive):
         packed[: matrix.shape[0], : matrix.shape[1]] = matrix
         return packed
 
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         from convselect.kernels.triton.gemm import Matrices, factors, launches
 
+        src, packed, dst, end = operands
         mb, p, weights = src.shape[0], problem, factors(packed)
         pixels = p.ih * p.iw
         if self.src_layout is Layout.NHWC:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, round_up
+from convselect.kernels.triton.launch import Launch, Tile, round_up
 from convselect.layout import Layout
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive, on_matrix_units
+from convselect.primitives.gpu.base import Operands, TritonPrimitive, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.problem import ConvProblem
 
@@ -23,12 +23,10 @@ def few_channels(p: ConvProblem) -> str | None:
     return None if p.ic <= MOST_CHANNELS else f"at most {MOST_CHANNELS} input channels are supported (ic={p.ic})"
 
 
-class Stem(TritonPrimitive):
-    tile: Tile
+class OfPatches(TritonPrimitive):
+    """A product with a matrix of patches: packed [kh * kw * ic, oc], filled up to whole tiles."""
 
-    def __init__(self, name: str, src_layout: Layout, tile: Tile) -> None:
-        self.tile = tile
-        super().__init__(name, "stem", src_layout, Layout.NHWC, (few_channels, ungrouped))
+    tile: Tile
 
     def packed_shape(self, problem: ConvProblem, element_bytes: int) -> tuple[int, int]:
         p = problem
@@ -41,17 +39,16 @@ class Stem(TritonPrimitive):
         packed: torch.Tensor = stem.pack(weight.detach(), shape, on_matrix_units(weight.dtype))
         return packed
 
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+
+class Stem(OfPatches):
+    def __init__(self, name: str, src_layout: Layout, tile: Tile) -> None:
+        self.tile = tile
+        super().__init__(name, "stem", src_layout, Layout.NHWC, (few_channels, ungrouped))
+
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         from convselect.kernels.triton import stem
 
+        src, packed, dst, end = operands
         return list(stem.launches(problem, self.tile, src, packed, dst, end, tf32))
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
-from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, round_up
+from convselect.kernels.triton.launch import Launch, Tile, blocks, round_up
 from convselect.layout import Layout
 from convselect.machine import PRECISIONS, Machine
 from convselect.primitive import register
-from convselect.primitives.gpu.base import TritonPrimitive, element_bytes, on_matrix_units
+from convselect.primitives.gpu.base import Operands, TritonPrimitive, element_bytes, on_matrix_units
 from convselect.primitives.kernel import ungrouped
 from convselect.primitives.winograd import dense, only
 from convselect.problem import ConvProblem
@@ -50,17 +50,10 @@ class Winograd(TritonPrimitive):
         packed: torch.Tensor = winograd.pack(weight.detach(), self.m, shape, matrix_units)
         return packed
 
-    def launches(
-        self,
-        problem: ConvProblem,
-        src: torch.Tensor,
-        packed: torch.Tensor,
-        dst: torch.Tensor,
-        end: Epilogue,
-        tf32: bool,
-    ) -> list[Launch]:
+    def launches(self, problem: ConvProblem, operands: Operands, tf32: bool) -> list[Launch]:
         from convselect.kernels.triton import winograd
 
+        src, packed, dst, end = operands
         rounded = tf32 and self.m == 2
         return list(winograd.launches(problem, self.m, self.tile, src, packed, dst, end, rounded))
 
