@@ -48,6 +48,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CONVSELECT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test draws the same numbers wherever it runs, and whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """`torch.set_num_threads`, undone after the test."""

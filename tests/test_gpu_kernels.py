@@ -208,7 +208,7 @@ def test_the_epilogue_alone(size: tuple[int, int, int, int], layout: Layout) -> 
         want = (dst.double() + bias.double()[:, None, None] + residual.double()).relu()
         end = epilogue(Activation("relu"), bias, residual)
         launch.start(elementwise.launches(dst, dst, layout is Layout.NHWC, end), DEVICE)
-        assert error(dst.cpu().double(), want.cpu()) <= (1e-7 if dtype == torch.float32 else 5e-4)
+        assert error(dst.cpu().double(), want.cpu()) <= (2e-7 if dtype == torch.float32 else 5e-4)
 
 
 @pytest.mark.parametrize("p", PROBLEMS[1::3], ids=str)
