@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import click
 import numpy as np
-from rich.progress import Progress, track
+from rich.progress import Progress
 
 from convselect.bench import markdown
 from convselect.costs import gaussian_process
@@ -52,6 +52,9 @@ VARIANTS: dict[str, Mapping[str, object]] = {
 }
 
 
+HEAD = ("variant", "MdRAE", "slowdown, total", "slowdown, geomean", "90% interval holds")
+
+
 @click.command()
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("target", type=click.Path(exists=True, path_type=Path))
@@ -69,8 +72,8 @@ def main(source: Path, target: Path, samples: int, repeats: int) -> None:
         kin = same_for_all(self, candidates)
         return Kin(np.ones_like(kin.alike), kin.same)
 
-    lines = []
-    for name, constants in track(VARIANTS.items(), "Variants", transient=True):
+    print("\n".join(markdown.table(HEAD, [])))
+    for name, constants in VARIANTS.items():
         found = []
         for repeat in range(repeats):
             drawn = np.random.default_rng(repeat).permutation(len(pool))[:samples]
@@ -84,9 +87,7 @@ def main(source: Path, target: Path, samples: int, repeats: int) -> None:
             found.append((*quality(np.exp(prediction.log_ms), held.ms), coverage(prediction, held)))
         mean, spread = np.mean(np.array(found, float), axis=0), np.std(np.array(found, float), axis=0)
         cells = [f"{m:.4f} ± {s:.4f}" for m, s in zip(mean[:3], spread[:3], strict=True)]
-        lines.append([name, *cells, f"{100 * mean[3]:.0f}%"])
-    head = ["variant", "MdRAE", "slowdown, total", "slowdown, geomean", "90% interval holds"]
-    print("\n".join(markdown.table(head, lines)))
+        print(markdown.table(HEAD, [[name, *cells, f"{100 * mean[3]:.0f}%"]])[-1], flush=True)
 
 
 if __name__ == "__main__":

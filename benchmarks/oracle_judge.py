@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def main(network: str, threads: str, weights: str, out: str) -> None:
     model, x = load(network)
     verdict = judge(network, model, x, Options(budget_s=BUDGET_S), CostModel.load(Path(weights)))
     date = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
-    Path(out).write_text(json.dumps({"machine": str(cpu()), "date": date, **verdict.to_dict()}))
+    Path(out).write_text(json.dumps({"machine": str(cpu()), "date": date, **asdict(verdict)}))
 
 
 if __name__ == "__main__":

@@ -184,6 +184,8 @@ class Backend:
 
 
 class Selected(NamedTuple):
+    """What primitives and layouts were chosen, by which costs."""
+
     assignment: Assignment
     costs: OperatorCosts
     plan: Plan

@@ -83,7 +83,7 @@ def build(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, torch.Te
     return model, torch.randn(batch, 3, side, side, generator=generator)
 
 
-def executed(name: str, side: int, batch: int = 1) -> Iterator[tuple[nn.Module, torch.Size, torch.Size]]:
+def executed(name: str, side: int, batch: int = 1) -> list[tuple[nn.Module, torch.Size, torch.Size]]:
     """torchvision's network `name` on images of `side` x `side`: its convolutions and linear layers in the order of
     execution, repeats included, each with the sizes of its input and its output. Nothing is computed.
     """
@@ -100,7 +100,7 @@ def executed(name: str, side: int, batch: int = 1) -> Iterator[tuple[nn.Module, 
             module.register_forward_hook(record)
     with torch.inference_mode():
         model(torch.empty(batch, 3, side, side, device="meta"))
-    yield from found
+    return found
 
 
 def convolutions(name: str, side: int) -> Iterator[ConvProblem]:
