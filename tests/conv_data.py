@@ -38,6 +38,10 @@ class Data:
         return self.conv + self.bias.double()[:, None, None] + self.residual
 
 
+def activation_of(kind: str) -> Activation:
+    return Activation(kind, *{"clamp": (-0.5, 1.5), "leaky_relu": (0.1, 0.0)}.get(kind, (0.0, 0.0)))
+
+
 def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     kind, alpha, beta = activation
     return {

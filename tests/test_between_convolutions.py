@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conv_data import activate, activation_of
 
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.layout import Layout
@@ -83,3 +84,14 @@ def test_scale_shift(layout: Layout, shape: tuple[int, ...]) -> None:
     got = torch.ops.convselect.scale_shift(x, scale, shift, ACTIVATIONS.index("clamp"), -1.0, 2.0)
     torch.testing.assert_close(got, (x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).clamp(-1, 2))
     assert got.stride() == x.stride()
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_of_any_size(kind: str) -> None:
+    """From the least to the largest values, and of what is not finite."""
+    sizes = torch.logspace(-38, 38.5, 3000, dtype=torch.float64).float()
+    x = torch.cat([-sizes, torch.linspace(-100, 100, 3001), sizes, torch.tensor([torch.inf, -torch.inf, torch.nan])])
+    activation = activation_of(kind)
+    x = x.view(1, 4, -1, 1).contiguous(memory_format=torch.channels_last)
+    got = OPS.scale_shift(x, torch.ones(4), torch.zeros(4), ACTIVATIONS.index(kind), *activation[1:])
+    torch.testing.assert_close(got.double(), activate(x.double(), activation), rtol=1e-6, atol=1e-6, equal_nan=True)

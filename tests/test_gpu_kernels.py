@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 import triton.language as tl
-from conv_data import Data, activate, error
+from conv_data import Data, activate, activation_of, error
 from gpu import DEVICE, DTYPES, TRITON, able, epilogue, here, run, to
 from outliers import OUTLIERS, with_outliers
 from triton._C.libtriton import ir
@@ -223,7 +223,7 @@ def test_integers_are_exact(p: ConvProblem) -> None:
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activations(kind: str) -> None:
     """All families share one epilogue; those that end in another kernel than a product are taken one by one."""
-    activation = Activation(kind, *{"clamp": (-0.5, 1.5), "leaky_relu": (0.1, 0.0)}.get(kind, (0.0, 0.0)))
+    activation = activation_of(kind)
     names = {"igemm_64x64_nhwc", "igemm_64x64_split4_nhwc", "winograd_f2x2_3x3_64x64_nhwc"}
     p = replace(_SQUARE, ih=4, iw=5)
     data = Data(p)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conv_data import Data, activate, error, run, to
+from conv_data import Data, activate, activation_of, error, run, to
 from outliers import OUTLIERS, with_outliers
 from problems import CORNERS, FEW, MACHINE, RANDOM, REAL, able, spread
 
@@ -57,10 +57,6 @@ class Case(NamedTuple):
     residual: bool = False
     activation: Activation = IDENTITY
     wider: int = 0
-
-
-def activation_of(kind: str) -> Activation:
-    return Activation(kind, *{"clamp": (-0.5, 1.5), "leaky_relu": (0.1, 0.0)}.get(kind, (0.0, 0.0)))
 
 
 def drawn(p: ConvProblem) -> Case:

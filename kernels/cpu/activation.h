@@ -10,9 +10,10 @@ CS_INLINE Vec at_least(Vec x, float low) { return x < splat(low) ? splat(low) : 
 CS_INLINE Vec at_most(Vec x, float high) { return x > splat(high) ? splat(high) : x; }
 
 // e^x by x = n ln 2 + r, |r| <= ln 2 / 2, and a degree-6 Taylor polynomial; relative error below 3e-7.
-// The argument is clamped to [-87, 88], where the result is finite and normal.
+// The argument is clamped to [-87, 89]: the least result is normal, and from 88.4 on it is infinite, so that what is
+// divided by it is 0, or NaN if it is infinite itself.
 CS_INLINE Vec exp_of(Vec x) {
-  x = at_most(at_least(x, -87.0f), 88.0f);
+  x = at_most(at_least(x, -87.0f), 89.0f);
   const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec sum = x * 1.44269504088896341f + shift;
   const Vec n = sum - shift;
