@@ -33,6 +33,7 @@ from convselect.graph.capture import (
 from convselect.graph.constants import Prepack, pack, split_constants
 from convselect.graph.fold import fold_batch_norms
 from convselect.graph.fuse import fuse_activations_into_norms, fuse_epilogues
+from convselect.graph.inplace import write_in_place
 from convselect.graph.linear import replace_linears
 from convselect.graph.lower import Lowered, lower
 from convselect.graph.nodes import args_of
@@ -111,6 +112,8 @@ class Backend:
         with _blamed():
             with fake:
                 lowered = lower(prepared.graph, selected.assignment.chosen, len(prepacks))
+                if self.options.remainder != "inductor":  # which does the same
+                    write_in_place(lowered.module.graph)
             module = split(lowered.module, len(prepacks))
         transforms = tuple(_transforms(lowered, prepared.convs, selected.costs))
         plan = replace(selected.plan, transforms=transforms)

@@ -75,7 +75,6 @@ KINDS = {
         "F.prelu({x}, self.{slope})", "F.dropout({x}, 0.5, training=False)", "torch.where({x} > 0, {x}, 0.1 * {x})",
         "F.relu({x}) ** 2", "{x} * F.relu6({x} + 3) / 6", "{x} * torch.sigmoid({x})", "F.glu({x}, 1)",
         "{x}.exp().log()", "F.celu({x}, 0.5)", "F.hardshrink({x} * 0)", "{x}.clamp(self.{slope}, self.{slope} + 1)",
-        "{x}.float()",
     )),
     "arithmetic with a number": Kind(2, (), (
         "{x} + 1", "{x} * 0.5", "2 - {x}", "{x} / 3", "{x} * n", "{x} / (n + 1)", "{x} + n", "1 + {x} * {x}",
@@ -88,7 +87,16 @@ KINDS = {
         "{x}.zero_()", "{x}[:1].mul_(2)", "{x}[:, :1].add_(1)", "{x}[..., 1:].neg_()", "{x}.select(-1, 0).zero_()",
         "{x}.sub_(0.25)", "{x}.view(n, -1).mul_(2)", "{x}.transpose(0, 1).add_(0.5)", "{x}.detach().mul_(2)",
         "F.elu({x}, inplace=True)", "{x}.copy_({y})", "{x}.add_({y})", "{x}.mul_({y})", "{x}.sub_({y}, alpha=2)",
-        "{x}[:, :1].copy_({x}[:, -1:])",
+        "{x}[:, :1].copy_({x}[:, -1:])", "{x}[:, 1:].add_({y}[:, 1:])", "{x}.diagonal(0, -1, -2).add_(1)",
+        "{x}.index_fill_(1, torch.tensor([0]), 0.5)", "{x}.index_put_((torch.tensor([0]),), {y}[0])",
+        "{x}.index_add_(1, torch.tensor([0]), {x}[:, -1:].clone())", "{x}.masked_scatter_({x} > 0, {y}.clone())",
+        "{x}.scatter_(-1, torch.zeros_like({x}, dtype=torch.int64), 0.5)", "{x}[:, 1:][..., 0].mul_(2)",
+    )),
+    "copy with a part replaced": Kind(2, (), (
+        "torch.slice_scatter({x}, {y}[:, 1:], 1, 1)", "{x}.select_scatter({y}[..., 0], -1, 0)",
+        "{x}.masked_fill({x} < 0, 0.0)", "{x}.index_fill(1, torch.tensor([0]), 0.5)",
+        "{x}.slice_scatter({x}[:, 1:] * 2, 1, 1)", "{x}.diagonal_scatter({x}.diagonal(0, -1, -2) + 1, 0, -1, -2)",
+        "{x}.index_put((torch.tensor([0]),), {y}[0])", "{x}.slice_scatter({x}[:, :-1], 1, 1)",
     )),
     "copy": Kind(3, (), (
         "{x}.clone()", "{x}.contiguous()", "{x}.contiguous(memory_format=torch.channels_last)", "{x}.detach()",

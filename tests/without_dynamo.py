@@ -53,6 +53,7 @@ class Compiled:
         placeholders = graph.find_nodes(op="placeholder")
         self._parameters = _lift_parameters(graph, model, placeholders[-1])
         self._shapes = ShapeEnv()
+        dynamic = dynamic and inputs[0].shape[0] > 1  # torch fixes sizes of 0 and 1, as Dynamo knows beforehand
         context = TracingContext(FakeTensorMode(shape_env=self._shapes))
         for node, value in zip(graph.find_nodes(op="placeholder"), (*inputs, *self._parameters), strict=True):
             context.tensor_to_context[value] = _symbols(node.name, value, dynamic and node in placeholders)

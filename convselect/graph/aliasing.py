@@ -12,17 +12,27 @@ from convselect.graph.capture import convolution, scale_shift
 from convselect.graph.nodes import args_of
 
 _FRESH = (convolution, scale_shift)
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def sources(node: Node) -> list[Node]:
+    """The operands in whose memory the value of `node` may lie: of views, of what views give, of operators in place."""
+    if node.op != "call_function" or node.target in _FRESH:
+        return []
+    if node.target is operator.getitem:
+        return [args_of(node)[0]] if sources(args_of(node)[0]) else []
+    if isinstance(node.target, OpOverload):
+        schema = node.target._schema
+        if all(result.alias_info is None for result in schema.returns):
+            return []
+        operands = zip(schema.arguments, args_of(node), strict=False)
+        return [value for argument, value in operands if argument.alias_info is not None and isinstance(value, Node)]
+    return [operand for operand in node.all_input_nodes if not isinstance(operand.meta.get("val"), _NUMBERS)]
 
 
 def may_alias(node: Node) -> bool:
-    """Whether the value of `node` may lie in memory of its operands: views, what views give, in-place operators."""
-    if node.op != "call_function" or node.target in _FRESH:
-        return False
-    if isinstance(node.target, OpOverload):
-        return any(result.alias_info is not None for result in node.target._schema.returns)
-    if node.target is operator.getitem:
-        return may_alias(args_of(node)[0])
-    return isinstance(node.target, torch._ops.HigherOrderOperator)
+    """Whether the value of `node` may lie in memory of its operands."""
+    return bool(sources(node))
 
 
 def origins(node: Node) -> set[Node]:
@@ -31,9 +41,8 @@ def origins(node: Node) -> set[Node]:
     stack = [node]
     while stack:
         value = stack.pop()
-        if may_alias(value):
-            stack.extend(value.all_input_nodes)
-        else:
+        stack.extend(sources(value))
+        if not may_alias(value):
             found.add(value)
     return found
 

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 
 from convselect.graph.capture import convolution, nbytes
 from convselect.graph.nodes import args_of
-from convselect.graph.operators import in_both, is_activation, kind_of, layout_of
+from convselect.graph.operators import in_both, is_activation, kind_of, layout_of, reads_strided
 from convselect.layout import Layout
 from convselect.primitive import Primitive
 from convselect.selection import solve
@@ -180,5 +180,9 @@ def _options(node: Node, candidates: Sequence[Candidate] | None, costs: Operator
     kind = kind_of(node)
     if kind is not None:
         moved = nbytes(node) + sum(nbytes(source) for source in node.all_input_nodes)
-        return [Option(layout, layout, costs.operator_ms(f"{kind}.{layout}", moved)) for layout in Layout]
+        options = [Option(layout, layout, costs.operator_ms(f"{kind}.{layout}", moved)) for layout in Layout]
+        if reads_strided(node, kind):
+            dense = layout_of(node.meta["val"])
+            options.append(Option(None, dense, costs.operator_ms(f"{kind}.{dense}", moved)))
+        return options
     return [Option(None, layout_of(value) if is_activation(value) else None, 0.0)]

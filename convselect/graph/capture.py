@@ -200,6 +200,12 @@ def known_size(size: int | torch.SymInt) -> int | None:
     return known
 
 
+def expressions(sizes: Iterable[Any]) -> list[Any]:
+    """Numbers, or expressions of the graph's symbols, which are equal or not without a guard."""
+    values = map(value_of, sizes)
+    return [value.node.expr if isinstance(value, torch.SymInt) else value for value in values]
+
+
 def marked_dynamic(sizes: Iterable[int | torch.SymInt]) -> bool:
     """Whether the caller has said of one of them that it must not be specialised (`torch._dynamo.mark_dynamic`)."""
     symbolic = [size.node for size in sizes if isinstance(size, torch.SymInt)]

@@ -92,6 +92,12 @@ def kind_of(node: Node) -> str | None:
     return kind
 
 
+def reads_strided(node: Node, kind: str) -> bool:
+    """Whether an operator of this kind reads operands that are dense in neither layout, such as slices, as they are."""
+    values = (source.meta.get("val") for source in node.all_input_nodes)
+    return kind in ("add", "cat", "elementwise") and any(is_activation(v) and layout_of(v) is None for v in values)
+
+
 def _mean(node: Node) -> str | None:
     """A global average is predicted as the pooling with one window that it is in NHWC on the CPU."""
     if not (len(args_of(node)) > 2 and args_of(node)[2]):

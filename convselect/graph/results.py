@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput, PlainAOTOutput
+from torch._prims_common import clone_preserve_strides
 from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
@@ -64,7 +65,7 @@ def _argument(value: Any, is_mutated: bool) -> Any:
         return size_hint(value)
     if type(value) is not torch.Tensor:
         return value
-    return value.clone() if is_mutated else value.detach()
+    return clone_preserve_strides(value) if is_mutated else value.detach()  # type: ignore[no-untyped-call]
 
 
 def _is_mutation(origin: object) -> bool:

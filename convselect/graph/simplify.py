@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from convselect.graph.aliasing import origins, readers
-from convselect.graph.capture import known_size, value_of
+from convselect.graph.capture import expressions, known_size
 from convselect.graph.nodes import args_of
 from convselect.graph.operators import is_activation
 
@@ -54,10 +52,10 @@ def _drop_strides_of_ones(graph: Graph, node: Node) -> None:
     """`as_strided` that changes nothing but strides of dimensions of size one: what `AdaptiveAvgPool2d(1)` ends in."""
     src, size, stride, *offset = args_of(node)
     value = src.meta["val"]
-    sizes = _expressions(size)
-    if _expressions([value.storage_offset(), *offset]) not in ([0], [0, 0]) or sizes != _expressions(value.shape):
+    sizes = expressions(size)
+    if expressions([value.storage_offset(), *offset]) not in ([0], [0, 0]) or sizes != expressions(value.shape):
         return
-    strides = zip(sizes, _expressions(value.stride()), _expressions(stride), strict=True)
+    strides = zip(sizes, expressions(value.stride()), expressions(stride), strict=True)
     if all(n == 1 or one == other for n, one, other in strides):
         _read_its_source(graph, node)
 
@@ -130,9 +128,3 @@ def _spatial(node: Node) -> list[int] | None:
     """Height and width, where they are fixed and not 0."""
     sizes = [known_size(size) for size in node.meta["val"].shape[2:]]
     return [size for size in sizes if size] if all(sizes) else None
-
-
-def _expressions(sizes: Sequence[Any]) -> list[Any]:
-    """Numbers, or expressions of the graph's symbols, which are equal or not without a guard."""
-    values = map(value_of, sizes)
-    return [value.node.expr if isinstance(value, torch.SymInt) else value for value in values]
