@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -171,11 +172,16 @@ def check(
 ) -> Behaviour:
     """What `call` does with copies of `inputs`: what eager does.
 
-    Where the model compiled by torch's own `aot_eager` differs from eager, `call` may do as that does: it gets its
-    graphs in the same way.
+    Where the model compiled by torch's own `aot_eager` differs from eager or raises, `call` may do as that does: it
+    gets its graphs in the same way.
     """
     expected = Expected.of(model, inputs)
-    got = Behaviour.of(call, copies(inputs))
+    try:
+        got = Behaviour.of(call, copies(inputs))
+    except Exception as error:
+        with pytest.raises(type(error)):
+            Behaviour.of(aot_eager(), copies(inputs))
+        return expected.eager
     difference = expected.difference(got)
     if difference is not None:
         alone = replace(expected, eager=Behaviour.of(aot_eager(), copies(inputs)))

@@ -1,4 +1,4 @@
-"""Every Triton primitive compiled ahead of time for an H100 or H200 (sm_90), slowly also for an A100 (sm_80)."""
+"""Every Triton primitive compiled ahead of time for an H100 or H200 (sm_90) and an A100 (sm_80)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ pytest.importorskip("triton")
 
 from gpu import TRITON, machine
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.slow
 
 BUILDS = [(90, "float16"), (90, "tf32"), (90, "float32"), (90, "bfloat16"), (80, "float16"), (80, "float32")]
-"""Capability and precision; each takes half a minute, and most find what the first does."""
+"""Capability and precision; each takes half a minute."""
 MOST_SHARED_BYTES = {80: 166912, 90: 232448}
 """Of one block, by NVIDIA's tables of compute capabilities."""
 MOST_STACK_BYTES = 256
@@ -33,13 +33,7 @@ class Build(NamedTuple):
     entries: list[dict[str, Any]]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(build, id=f"sm_{build[0]} {build[1]}", marks=[pytest.mark.slow] if i else [])
-        for i, build in enumerate(BUILDS)
-    ],
-)
+@pytest.fixture(scope="module", params=BUILDS, ids=lambda build: f"sm_{build[0]} {build[1]}")
 def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Build:
     capability, precision = request.param
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

@@ -15,7 +15,7 @@ SETS = ("avx512", "avx2", "portable")
 FILES = ("test_primitives", "test_winograd", "test_depthwise", "test_operators", "test_program")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", SETS[1:])
 def test_another_instruction_set(isa: str) -> None:
     here = cpu().isa
