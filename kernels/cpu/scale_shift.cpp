@@ -38,16 +38,29 @@ CS_INLINE void run(const Row& r, int64_t n) {
 
 CS_INLINE const float* at(const float* base, int64_t offset) { return base ? base + offset : nullptr; }
 
+// Without factors of a channel, dense values are one run, whatever their sizes are.
+void run_dense(const ScaleShift& s, const Parallel& parallel) {
+  const int64_t n = s.mb * s.channels * s.pixels, vectors = ceil_div(n, VL), tasks = ceil_div(n, CHUNK);
+  for_tasks(parallel, tasks, [&](int64_t task, int64_t) {
+    const int64_t begin = task * vectors / tasks * VL, end = min_of(n, (task + 1) * vectors / tasks * VL);
+    const Row r{s.src + begin, nullptr, nullptr, at(s.addend, begin), s.dst + begin, s.act, s.alpha, s.beta};
+    run<false>(r, end - begin);
+  });
+}
+
 }  // namespace
 
 void scale_shift(const ScaleShift& s, const Parallel& parallel) {
-  const int64_t per_image = s.nhwc ? s.pixels : s.channels, rows = s.mb * per_image;
-  const int64_t length = s.nhwc ? s.channels : s.pixels;
-  const int64_t src_stride = s.nhwc ? s.src_stride : length, dst_stride = s.nhwc ? s.dst_stride : length;
+  const bool dense = !s.nhwc || (s.src_stride == s.channels && s.dst_stride == s.channels);
+  if (dense && !s.scale && !s.shift) return run_dense(s, parallel);
+  const bool nhwc = s.nhwc && !(dense && s.channels == 1);  // a map of one channel is one row of its pixels
+  const int64_t per_image = nhwc ? s.pixels : s.channels, rows = s.mb * per_image;
+  const int64_t length = nhwc ? s.channels : s.pixels;
+  const int64_t src_stride = nhwc ? s.src_stride : length, dst_stride = nhwc ? s.dst_stride : length;
   const int64_t tasks = max_of(1, min_of(rows, ceil_div(rows * length, CHUNK)));
   for_tasks(parallel, tasks, [&](int64_t task, int64_t) {
     for (int64_t row = task * rows / tasks; row < (task + 1) * rows / tasks; ++row) {
-      const int64_t channel = s.nhwc ? 0 : row % s.channels;
+      const int64_t channel = nhwc ? 0 : row % s.channels;
       const Row r{s.src + row * src_stride,
                   at(s.scale, channel + row / per_image * s.scale_stride),
                   at(s.shift, channel),
@@ -56,7 +69,7 @@ void scale_shift(const ScaleShift& s, const Parallel& parallel) {
                   s.act,
                   s.alpha,
                   s.beta};
-      if (s.nhwc)
+      if (nhwc)
         run<false>(r, length);
       else
         run<true>(r, length);
