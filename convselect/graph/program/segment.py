@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
@@ -235,6 +236,12 @@ def _sizes_of_steps(graph: Graph) -> set[Node]:
     return found
 
 
+def _is_worth_a_program(stretch: Sequence[Node]) -> bool:
+    """Not one of torch's operators alone: calling it takes a few microseconds, a program 15 more."""
+    computing = [node for node in stretch if not is_view(node)]
+    return len(computing) > 1 or any(not isinstance(node.target, OpOverload) for node in computing)
+
+
 def _channels(node: Node) -> int:
     return int(node.meta["val"].shape[1])
 
@@ -255,11 +262,17 @@ def split(module: GraphModule, constants: int) -> GraphModule:
     idle = _sizes_of_steps(module.graph)
 
     def operand(node: Node) -> Node:
-        if node not in made:  # a constant that a node of no segment reads
+        if node in idle and node not in made:
+            made[node] = new.node_copy(node, operand)
+        elif node not in made:  # a constant that a node of no segment reads
             made[node] = new.call_function(operator.getitem, (packed, given.index(node)))
         return made[node]
 
     def close(stretch: list[Node]) -> None:
+        if not _is_worth_a_program(stretch):
+            for node in stretch:
+                made[node] = new.node_copy(node, operand)
+            return
         inside = {*stretch, *idle}
         outside: set[Node] = set()  # views that are read outside, and what they are views of
         for node in reversed(stretch):
