@@ -88,18 +88,28 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     # Views that a program holds, of vectors and of maps with fewer channels.
     "linear, 4-d": (lambda: nn.Sequential(nn.Linear(8, 16), nn.GELU()), (drawn(1, 1, 3, 8),)),
     "squeeze and excitation": (lambda: Model(excited, fc=nn.Linear(8, 8)), (drawn(2, 8, 5, 5),)),
-    "view, batch norm": (lambda: Model(lambda m, x: m.norm(x.view(-1, 4, 3, 3)), norm=nn.BatchNorm2d(4)),
-                         (drawn(2, 36),)),
+    "view, batch norm": (
+        lambda: Model(lambda m, x: m.norm(x.view(-1, 4, 3, 3)), norm=nn.BatchNorm2d(4)),
+        (drawn(2, 36),),
+    ),
     "view, sum": (lambda: Model(lambda m, x: x.view(-1, 4, 3, 3) + x.view(-1, 4, 3, 3).relu()), (drawn(2, 36),)),
-    "cat of no channels": (lambda: Model(lambda m, x: torch.cat([x[:, :0], m.conv(x)], 1), conv=conv(3, 4)),
-                           (drawn(2, 3, 8, 8),)),
-    "view, cat": (lambda: Model(lambda m, x: torch.cat([x.view(-1, 4, 3, 3), m.conv(x.view(-1, 4, 3, 3))], 1),
-                                conv=conv(4, 4)), (drawn(2, 36),)),
-    "one channel, view": (lambda: Model(lambda m, x: F.hardsigmoid(m.conv(x).view(-1, 4, 3, 3)) + 1, conv=conv(4, 1)),
-                          (drawn(2, 4, 6, 6),)),
+    "cat of no channels": (
+        lambda: Model(lambda m, x: torch.cat([x[:, :0], m.conv(x)], 1), conv=conv(3, 4)),
+        (drawn(2, 3, 8, 8),),
+    ),
+    "view, cat": (
+        lambda: Model(lambda m, x: torch.cat([x.view(-1, 4, 3, 3), m.conv(x.view(-1, 4, 3, 3))], 1), conv=conv(4, 4)),
+        (drawn(2, 36),),
+    ),
+    "one channel, view": (
+        lambda: Model(lambda m, x: F.hardsigmoid(m.conv(x).view(-1, 4, 3, 3)) + 1, conv=conv(4, 1)),
+        (drawn(2, 4, 6, 6),),
+    ),
     # Geometry that `aten.convolution` carries in lists of one.
-    "padding valid": (lambda: nn.Sequential(conv(3, 8, padding="valid"), nn.ReLU(), conv(8, 4, padding="valid")),
-                      IMAGE),
+    "padding valid": (
+        lambda: nn.Sequential(conv(3, 8, padding="valid"), nn.ReLU(), conv(8, 4, padding="valid")),
+        IMAGE,
+    ),
     "padding same": (lambda: nn.Sequential(conv(3, 8, 4, padding="same"), nn.ReLU()), IMAGE),
     "padding (3,)": (lambda: nn.Sequential(conv(3, 8, padding=(3,)), nn.ReLU()), IMAGE),
     "dilation (2,)": (lambda: nn.Sequential(conv(3, 8, dilation=(2,)), nn.ReLU()), IMAGE),
@@ -108,8 +118,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     # Copies, and what shares memory.
     "a copy before a write": (lambda: Model(kept_before_a_write, conv=conv(3, 4)), IMAGE),
     "pooling to the same size": (lambda: Model(pooled_to_the_same_size, conv=conv(3, 4)), IMAGE),
-    "a weight's cast, returned": (lambda: Model(lambda m, x: (m.conv.weight.to(torch.bfloat16), m.conv(x)),
-                                                conv=conv(3, 4)), IMAGE),
+    "a weight's cast, returned": (
+        lambda: Model(lambda m, x: (m.conv.weight.to(torch.bfloat16), m.conv(x)), conv=conv(3, 4)),
+        IMAGE,
+    ),
     # Nothing to compute.
     "batch 0, linear": (lambda: nn.Linear(4, 2), (drawn(0, 4),)),
     "batch 0": (lambda: nn.Sequential(conv(3, 4), nn.ReLU()), (drawn(0, 3, 8, 8),)),
@@ -117,43 +129,72 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     # Sizes among the arguments.
     "times the batch": (lambda: Model(lambda m, x: m.conv(x) * x.shape[0], conv=conv(3, 4)), IMAGE),
     "groups from the batch": (lambda: Model(grouped_by_batch, weight=WEIGHT), IMAGE),
-    "padding from the batch": (lambda: Model(lambda m, x: F.conv2d(x, m.weight, padding=x.shape[0]), weight=WEIGHT),
-                               IMAGE),
-    "slope from the batch": (lambda: Model(lambda m, x: F.leaky_relu(m.conv(x), 1 / x.shape[0]), conv=conv(3, 4)),
-                             IMAGE),
+    "padding from the batch": (
+        lambda: Model(lambda m, x: F.conv2d(x, m.weight, padding=x.shape[0]), weight=WEIGHT),
+        IMAGE,
+    ),
+    "slope from the batch": (
+        lambda: Model(lambda m, x: F.leaky_relu(m.conv(x), 1 / x.shape[0]), conv=conv(3, 4)),
+        IMAGE,
+    ),
     "slope 2": (lambda: Model(lambda m, x: F.leaky_relu(m.conv(x), 2), conv=conv(3, 4)), IMAGE),
     "bound from the batch": (lambda: Model(lambda m, x: m.conv(x).clamp(0, x.shape[0]), conv=conv(3, 4)), IMAGE),
     # Layouts that meet.
     "sum of two layouts": (
-        lambda: Model(lambda m, x: F.relu(F.group_norm(x + m.conv(x.to(memory_format=CHANNELS_LAST)), 2)),
-                      conv=conv(8, 8)), (drawn(2, 8, 6, 6),)),
+        lambda: Model(
+            lambda m, x: F.relu(F.group_norm(x + m.conv(x.to(memory_format=CHANNELS_LAST)), 2)), conv=conv(8, 8)
+        ),
+        (drawn(2, 8, 6, 6),),
+    ),
     "attention": (
         lambda: nn.Sequential(
-            conv(3, 8), Model(attention, norm=nn.GroupNorm(2, 8), q=conv(8, 8, 1), k=conv(8, 8, 1), v=conv(8, 8, 1),
-                              out=conv(8, 8, 1)), nn.GroupNorm(2, 8), nn.SiLU(), conv(8, 3)), IMAGE),
-    "roll": (lambda: Model(lambda m, x: (m.a(torch.roll(x, 1, 2)), torch.roll(m.a(x), 1, 2).relu()), a=conv(8, 8)),
-             LAST),
-    "channel shuffle": (lambda: Model(lambda m, x: (m.a(nn.ChannelShuffle(2)(x)), nn.ChannelShuffle(2)(m.a(x)).relu()),
-                                      a=conv(8, 8)), LAST),
+            conv(3, 8),
+            Model(
+                attention, norm=nn.GroupNorm(2, 8), q=conv(8, 8, 1), k=conv(8, 8, 1), v=conv(8, 8, 1), out=conv(8, 8, 1)
+            ),
+            nn.GroupNorm(2, 8),
+            nn.SiLU(),
+            conv(8, 3),
+        ),
+        IMAGE,
+    ),
+    "roll": (
+        lambda: Model(lambda m, x: (m.a(torch.roll(x, 1, 2)), torch.roll(m.a(x), 1, 2).relu()), a=conv(8, 8)),
+        LAST,
+    ),
+    "channel shuffle": (
+        lambda: Model(lambda m, x: (m.a(nn.ChannelShuffle(2)(x)), nn.ChannelShuffle(2)(m.a(x)).relu()), a=conv(8, 8)),
+        LAST,
+    ),
     "max_unpool2d": (lambda: Model(unpooled, conv=conv(8, 8)), LAST),
-    "batch norm of a transpose": (lambda: Model(lambda m, x: m.norm(x.transpose(2, 3)), norm=nn.BatchNorm2d(3)),
-                                  (drawn(2, 3, 5, 6),)),
+    "batch norm of a transpose": (
+        lambda: Model(lambda m, x: m.norm(x.transpose(2, 3)), norm=nn.BatchNorm2d(3)),
+        (drawn(2, 3, 5, 6),),
+    ),
     "ConvLSTM": (lambda: Model(lstm_cell, conv=conv(8, 16)), (drawn(2, 4, 6, 6), drawn(2, 4, 6, 6), drawn(2, 4, 6, 6))),
     # Weights that are no parameters.
-    "weight: a mean": (lambda: Model(lambda m, x: F.conv2d(x, m.weight.mean((2, 3), keepdim=True)), weight=WEIGHT),
-                       IMAGE),
+    "weight: a mean": (
+        lambda: Model(lambda m, x: F.conv2d(x, m.weight.mean((2, 3), keepdim=True)), weight=WEIGHT),
+        IMAGE,
+    ),
     "weight: ones": (lambda: Model(lambda m, x: F.conv2d(x, torch.ones(4, 3, 3, 3))), IMAGE),
     "weight: eye": (lambda: Model(lambda m, x: F.conv2d(x, torch.eye(3).view(3, 3, 1, 1))), IMAGE),
-    "weight: numbers": (lambda: Model(lambda m, x: F.conv2d(x[:, :1], torch.tensor([[1.0, 2], [-1, -2]])[None, None])),
-                        IMAGE),
+    "weight: numbers": (
+        lambda: Model(lambda m, x: F.conv2d(x[:, :1], torch.tensor([[1.0, 2], [-1, -2]])[None, None])),
+        IMAGE,
+    ),
     # Strides where sizes of one leave them open, and those of operators in place.
     "one pixel": (lambda: nn.Sequential(conv(3, 1), nn.ReLU()), (drawn(1, 3, 1, 1),)),
     "one channel, channels_last": (
-        lambda: Model(lambda m, x: (m.conv(x) + 1, m.conv(x).relu()), conv=conv(8, 1)), LAST),
-    "one channel in and out": (lambda: nn.Sequential(conv(1, 1), nn.ReLU()),
-                               (drawn(2, 1, 5, 5).to(memory_format=CHANNELS_LAST),)),
+        lambda: Model(lambda m, x: (m.conv(x) + 1, m.conv(x).relu()), conv=conv(8, 1)),
+        LAST,
+    ),
+    "one channel in and out": (
+        lambda: nn.Sequential(conv(1, 1), nn.ReLU()),
+        (drawn(2, 1, 5, 5).to(memory_format=CHANNELS_LAST),),
+    ),
     "masked_fill_": (lambda: Model(lambda m, x: m.conv(x).masked_fill_(x[:, :1] > 0, 0.0), conv=conv(8, 8)), LAST),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,32 @@ _GEOMETRY = ["pixels", "c", "ih", "iw", "oh", "ow", "kh", "sh", "sw", "ph", "pw"
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def depthwise_nhwc(
-    src, packed, dst, bias, residual, alpha, beta,
-    pixels, c, ih, iw, oh, ow, kh, sh, sw, ph, pw, dh, dw,
-    KW: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    src,
+    packed,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    pixels,
+    c,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    KW: tl.constexpr,
+    UNIT: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """Axis 0: pixels; axis 1: channels. In units: c."""
     c = c * UNIT
     rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
@@ -45,10 +67,29 @@ def depthwise_nhwc(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def depthwise_nchw(
-    src, packed, dst, bias, residual, alpha, beta,
-    c, ih, iw, oh, ow, kh, sh, sw, ph, pw, dh, dw,
-    KW: tl.constexpr, BM: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    src,
+    packed,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    c,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    KW: tl.constexpr,
+    BM: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """Pixels of one channel of one image, in order of n, c, pixels."""
     across = tl.cdiv(oh * ow, BM)
     plane = tl.program_id(0) // across

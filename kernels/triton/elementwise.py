@@ -15,9 +15,22 @@ _ELEMENTS = 2048
 
 @triton.jit(do_not_specialize=["rows", "columns", "c"])
 def elementwise(
-    src, dst, scale, bias, residual, alpha, beta, rows, columns, c,
-    UNIT: tl.constexpr, NHWC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    src,
+    dst,
+    scale,
+    bias,
+    residual,
+    alpha,
+    beta,
+    rows,
+    columns,
+    c,
+    UNIT: tl.constexpr,
+    NHWC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """dst = activation(src * scale + bias + residual) on a matrix of pixels x channels, or of channels x pixels.
 
     scale  f32 [c] or None: 1. In units: columns.

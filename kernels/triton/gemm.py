@@ -22,12 +22,32 @@ _GEOMETRY = ["rows", "columns", "inner", "a_batch", "a_line", "b_batch", "b_line
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def gemm(
-    a, b, dst, bias, residual, alpha, beta,
-    rows, columns, inner, a_batch, a_line, b_batch, b_line, dst_batch, dst_line,
-    UNIT_K: tl.constexpr, UNIT_N: tl.constexpr, DEPTH_FIRST: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
+    a,
+    b,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    rows,
+    columns,
+    inner,
+    a_batch,
+    a_line,
+    b_batch,
+    b_line,
+    dst_batch,
+    dst_line,
+    UNIT_K: tl.constexpr,
+    UNIT_N: tl.constexpr,
+    DEPTH_FIRST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACT: tl.constexpr,
     BIAS_OF_ROWS: tl.constexpr,
-):  # fmt: skip
+):
     """A program a tile; within a matrix, columns count fastest.
 
     In units of UNIT_K: inner, a_*, and b_* if DEPTH_FIRST; in units of UNIT_N: columns, dst_*, and b_* otherwise.
@@ -82,9 +102,15 @@ def factors(packed: torch.Tensor) -> Matrices:
 
 
 def launches(
-    tile: Tile, size: tuple[int, int, int, int], a: Matrices, b: Matrices, dst: Matrices, tf32: bool,
-    end: Epilogue = NOTHING, bias_of_rows: bool = False,
-) -> list[Launch]:  # fmt: skip
+    tile: Tile,
+    size: tuple[int, int, int, int],
+    a: Matrices,
+    b: Matrices,
+    dst: Matrices,
+    tf32: bool,
+    end: Epilogue = NOTHING,
+    bias_of_rows: bool = False,
+) -> list[Launch]:
     """`size`: number of products, rows, columns, inner."""
     batch, rows, columns, inner = size
     along_k, along_n = [inner, a.line, a.batch], [columns, dst.line, dst.batch]
@@ -92,13 +118,30 @@ def launches(
     k, n = unit(a.data, *along_k), unit(a.data, *along_n)
     of_b = k if b.depth_first else n
     args = (
-        a.data, b.data, dst.data, *end.args, rows, columns // n, inner // k, a.batch // k, a.line // k,
-        b.batch // of_b, b.line // of_b, dst.batch // n, dst.line // n,
-    )  # fmt: skip
+        a.data,
+        b.data,
+        dst.data,
+        *end.args,
+        rows,
+        columns // n,
+        inner // k,
+        a.batch // k,
+        a.line // k,
+        b.batch // of_b,
+        b.line // of_b,
+        dst.batch // n,
+        dst.line // n,
+    )
     constants = {
-        "UNIT_K": k, "UNIT_N": n, "DEPTH_FIRST": b.depth_first,
-        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(a.data.element_size()),
-        "PRECISION": dot_precision(a.data, tf32), "ACT": end.act, "BIAS_OF_ROWS": bias_of_rows,
-    }  # fmt: skip
+        "UNIT_K": k,
+        "UNIT_N": n,
+        "DEPTH_FIRST": b.depth_first,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.depth(a.data.element_size()),
+        "PRECISION": dot_precision(a.data, tf32),
+        "ACT": end.act,
+        "BIAS_OF_ROWS": bias_of_rows,
+    }
     grid = batch * blocks(rows, tile.rows) * blocks(columns, tile.columns)
     return [Launch(gemm, (grid,), args, constants, tile.warps, tile.stages)]

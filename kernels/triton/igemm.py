@@ -52,10 +52,37 @@ def _place(tile, pixels, ocp, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def _product(
-    src, packed, group, rows, columns, first, last,
-    pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    src,
+    packed,
+    group,
+    rows,
+    columns,
+    first,
+    last,
+    pixels,
+    icg,
+    g,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    kw,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    icp,
+    ocp,
+    b_row,
+    b_column,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """f32 [BM, BN], the sum over the steps `first` to `last`; a step is `BK` channels of a tap.
 
     What differs from row to row is computed once; a tap is that and a distance which all rows share.
@@ -91,19 +118,76 @@ def _product(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def igemm(
-    src, packed, dst, bias, residual, alpha, beta,
-    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    src,
+    packed,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    pixels,
+    icg,
+    ocg,
+    g,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    kw,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    icp,
+    ocp,
+    b_row,
+    b_column,
+    UNIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """A program a tile (axis 0) and group (axis 1). In units: icg, ocg."""
     icg, ocg = icg * UNIT, ocg * UNIT
     group = tl.program_id(1)
     rows, columns = _place(tl.program_id(0), pixels, ocp, BM, BN)
     acc = _product(
-        src, packed, group, rows, columns, 0, kh * kw * (icp // BK),
-        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
-        BM, BN, BK, PRECISION,
-    )  # fmt: skip
+        src,
+        packed,
+        group,
+        rows,
+        columns,
+        0,
+        kh * kw * (icp // BK),
+        pixels,
+        icg,
+        g,
+        ih,
+        iw,
+        oh,
+        ow,
+        kh,
+        kw,
+        sh,
+        sw,
+        ph,
+        pw,
+        dh,
+        dw,
+        icp,
+        ocp,
+        b_row,
+        b_column,
+        BM,
+        BN,
+        BK,
+        PRECISION,
+    )
     channels = (group * ocg + columns)[None, :]
     used = (columns < ocg)[None, :]
     offsets = rows.to(tl.int64)[:, None] * (g * ocg) + channels
@@ -112,20 +196,77 @@ def igemm(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def igemm_persistent(
-    src, packed, dst, bias, residual, alpha, beta,
-    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    src,
+    packed,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    pixels,
+    icg,
+    ocg,
+    g,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    kw,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    icp,
+    ocp,
+    b_row,
+    b_column,
+    UNIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """As `igemm`, ungrouped; each program computes several tiles, one after another."""
     icg, ocg = icg * UNIT, ocg * UNIT
     tiles = (pixels + BM - 1) // BM * (ocp // BN)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=_FLATTEN):
         rows, columns = _place(tile, pixels, ocp, BM, BN)
         acc = _product(
-            src, packed, tl.program_id(1), rows, columns, 0, kh * kw * (icp // BK),
-            pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
-            BM, BN, BK, PRECISION,
-        )  # fmt: skip
+            src,
+            packed,
+            tl.program_id(1),
+            rows,
+            columns,
+            0,
+            kh * kw * (icp // BK),
+            pixels,
+            icg,
+            g,
+            ih,
+            iw,
+            oh,
+            ow,
+            kh,
+            kw,
+            sh,
+            sw,
+            ph,
+            pw,
+            dh,
+            dw,
+            icp,
+            ocp,
+            b_row,
+            b_column,
+            BM,
+            BN,
+            BK,
+            PRECISION,
+        )
         used = (columns < ocg)[None, :]
         offsets = rows.to(tl.int64)[:, None] * ocg + columns[None, :]
         mask = (rows < pixels)[:, None] & used
@@ -134,10 +275,35 @@ def igemm_persistent(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def igemm_part(
-    src, packed, partial,
-    pixels, icg, ocg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column, UNIT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    src,
+    packed,
+    partial,
+    pixels,
+    icg,
+    ocg,
+    g,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    kw,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    icp,
+    ocp,
+    b_row,
+    b_column,
+    UNIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """As `igemm`, ungrouped; axis 1 divides the steps. partial  f32 [parts, pixels, ocp]."""
     icg = icg * UNIT
     part = tl.program_id(1)
@@ -145,19 +311,58 @@ def igemm_part(
     steps = kh * kw * (icp // BK)
     share = (steps + tl.num_programs(1) - 1) // tl.num_programs(1)
     acc = _product(
-        src, packed, 0 * part, rows, columns, part * share, tl.minimum((part + 1) * share, steps),
-        pixels, icg, g, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, icp, ocp, b_row, b_column,
-        BM, BN, BK, PRECISION,
-    )  # fmt: skip
+        src,
+        packed,
+        0 * part,
+        rows,
+        columns,
+        part * share,
+        tl.minimum((part + 1) * share, steps),
+        pixels,
+        icg,
+        g,
+        ih,
+        iw,
+        oh,
+        ow,
+        kh,
+        kw,
+        sh,
+        sw,
+        ph,
+        pw,
+        dh,
+        dw,
+        icp,
+        ocp,
+        b_row,
+        b_column,
+        BM,
+        BN,
+        BK,
+        PRECISION,
+    )
     offsets = (part.to(tl.int64) * pixels + rows)[:, None] * ocp + columns[None, :]
     tl.store(partial + offsets, acc, mask=(rows < pixels)[:, None])
 
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def add_parts(
-    partial, dst, bias, residual, alpha, beta, pixels, ocg, ocp, parts, UNIT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    partial,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    pixels,
+    ocg,
+    ocp,
+    parts,
+    UNIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """dst = epilogue of the sum over the parts, always in the same order. In units: ocg."""
     oc = ocg * UNIT
     rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
@@ -184,21 +389,50 @@ def pack(weight: torch.Tensor, shape: tuple[int, ...], matrix_units: bool) -> to
 
 
 def launches(
-    p: ConvProblem, tile: Tile, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue, tf32: bool,
-    *, programs: int = 0, parts: int = 1,
-) -> list[Launch]:  # fmt: skip
+    p: ConvProblem,
+    tile: Tile,
+    src: torch.Tensor,
+    packed: torch.Tensor,
+    dst: torch.Tensor,
+    end: Epilogue,
+    tf32: bool,
+    *,
+    programs: int = 0,
+    parts: int = 1,
+) -> list[Launch]:
     """`programs`: of a persistent kernel, 0 for a program a tile. `parts`: of the depth, summed by a second kernel."""
     pixels, (_, depth, ocp) = src.shape[0] * p.oh * p.ow, packed.shape
     n = unit(src, p.ic // p.g, p.oc // p.g)
     sizes = (
-        pixels, p.ic // p.g // n, p.oc // p.g // n, p.g, p.ih, p.iw, p.oh, p.ow, p.kh, p.kw,
-        p.sh, p.sw, p.ph, p.pw, p.dh, p.dw, depth // (p.kh * p.kw), ocp, packed.stride(1), packed.stride(2),
-    )  # fmt: skip
+        pixels,
+        p.ic // p.g // n,
+        p.oc // p.g // n,
+        p.g,
+        p.ih,
+        p.iw,
+        p.oh,
+        p.ow,
+        p.kh,
+        p.kw,
+        p.sh,
+        p.sw,
+        p.ph,
+        p.pw,
+        p.dh,
+        p.dw,
+        depth // (p.kh * p.kw),
+        ocp,
+        packed.stride(1),
+        packed.stride(2),
+    )
     tiles = blocks(pixels, tile.rows) * (ocp // tile.columns)
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(src.element_size()),
-        "PRECISION": dot_precision(src, tf32), "UNIT": n,
-    }  # fmt: skip
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.depth(src.element_size()),
+        "PRECISION": dot_precision(src, tf32),
+        "UNIT": n,
+    }
     if parts == 1:
         kernel, grid = (igemm_persistent, min(tiles, programs)) if programs else (igemm, tiles)
         args = (src, packed, dst, *end.args, *sizes)
@@ -207,7 +441,9 @@ def launches(
     return [
         Launch(igemm_part, (tiles, parts), (src, packed, partial, *sizes), constants, tile.warps, tile.stages),
         Launch(
-            add_parts, (blocks(pixels, 8), blocks(p.oc, 128)), (partial, dst, *end.args, pixels, p.oc // n, ocp, parts),
+            add_parts,
+            (blocks(pixels, 8), blocks(p.oc, 128)),
+            (partial, dst, *end.args, pixels, p.oc // n, ocp, parts),
             {"UNIT": n, "BM": 8, "BN": 128, "ACT": end.act},
         ),
-    ]  # fmt: skip
+    ]

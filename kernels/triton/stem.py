@@ -50,11 +50,42 @@ def _patches(src, corner, y, x, k, ic, ih, iw, kh, kw, pw, dh, dw, s_c, s_y, s_x
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def stem(
-    src, packed, dst, bias, residual, alpha, beta,
-    pixels, ic, oc, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x, kp, b_row, b_column,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, ACT: tl.constexpr,
+    src,
+    packed,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    pixels,
+    ic,
+    oc,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    kw,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    s_n,
+    s_c,
+    s_y,
+    s_x,
+    kp,
+    b_row,
+    b_column,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACT: tl.constexpr,
     PLANAR: tl.constexpr,
-):  # fmt: skip
+):
     """Axis 0: pixels; axis 1: output channels."""
     rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -73,10 +104,31 @@ def stem(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def im2row(
-    src, patches,
-    pixels, ic, ih, iw, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw, s_n, s_c, s_y, s_x, kp,
-    BM: tl.constexpr, BK: tl.constexpr, PLANAR: tl.constexpr,
-):  # fmt: skip
+    src,
+    patches,
+    pixels,
+    ic,
+    ih,
+    iw,
+    oh,
+    ow,
+    kh,
+    kw,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    s_n,
+    s_c,
+    s_y,
+    s_x,
+    kp,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    PLANAR: tl.constexpr,
+):
     """patches  [pixels, kp]. Axis 0: pixels; axis 1: k."""
     rows = tl.program_id(0).to(pixels.dtype) * BM + tl.arange(0, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
@@ -103,9 +155,13 @@ def launches(
     pixels = src.shape[0] * p.oh * p.ow
     args = (src, packed, dst, *end.args, pixels, p.ic, p.oc, *_sizes(p), *src.stride(), len(packed), *packed.stride())
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BK": tile.depth(src.element_size()),
-        "PRECISION": dot_precision(src, tf32), "ACT": end.act, "PLANAR": src.stride(1) != 1,
-    }  # fmt: skip
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.depth(src.element_size()),
+        "PRECISION": dot_precision(src, tf32),
+        "ACT": end.act,
+        "PLANAR": src.stride(1) != 1,
+    }
     grid = (blocks(pixels, tile.rows), blocks(p.oc, tile.columns))
     return [Launch(stem, grid, args, constants, tile.warps, tile.stages)]
 

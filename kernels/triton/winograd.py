@@ -21,8 +21,10 @@ from convselect.kernels.triton.launch import Epilogue, Launch, Tile, blocks, rig
 from convselect.problem import ConvProblem
 
 Matrix = tuple[tuple[float, ...], ...]
-_POINTS = {2: (Fraction(0), Fraction(1), Fraction(-1)),
-           4: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2))}  # fmt: skip
+_POINTS = {
+    2: (Fraction(0), Fraction(1), Fraction(-1)),
+    4: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2)),
+}
 _GEOMETRY = ["tiles", "c", "oc", "ih", "iw", "oh", "ow", "th", "tw", "ph", "pw"]
 
 
@@ -99,9 +101,23 @@ def _both_sides(MATRIX: tl.constexpr, columns):
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def transform_source(
-    src, v, tiles, c, cp, ih, iw, th, tw, ph, pw,
-    M: tl.constexpr, B: tl.constexpr, UNIT: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
+    src,
+    v,
+    tiles,
+    c,
+    cp,
+    ih,
+    iw,
+    th,
+    tw,
+    ph,
+    pw,
+    M: tl.constexpr,
+    B: tl.constexpr,
+    UNIT: tl.constexpr,
+    BT: tl.constexpr,
+    BC: tl.constexpr,
+):
     """Axis 0: tiles; axis 1: channels. In units: c."""
     c = c * UNIT
     t = tl.program_id(0).to(tiles.dtype) * BT + tl.arange(0, BT)
@@ -126,9 +142,26 @@ def transform_source(
 
 @triton.jit(do_not_specialize=_GEOMETRY)
 def transform_product(
-    product, dst, bias, residual, alpha, beta, tiles, oc, ocp, oh, ow, th, tw,
-    M: tl.constexpr, A: tl.constexpr, UNIT: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
+    product,
+    dst,
+    bias,
+    residual,
+    alpha,
+    beta,
+    tiles,
+    oc,
+    ocp,
+    oh,
+    ow,
+    th,
+    tw,
+    M: tl.constexpr,
+    A: tl.constexpr,
+    UNIT: tl.constexpr,
+    BT: tl.constexpr,
+    BC: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """Axis 0: tiles; axis 1: output channels. In units: oc."""
     oc = oc * UNIT
     t = tl.program_id(0).to(tiles.dtype) * BT + tl.arange(0, BT)
@@ -152,9 +185,18 @@ def transform_product(
             pixel, inside = source_pixel(n, y * M + i, x * M + j, oh, ow)
             mask = (inside & (t < tiles))[:, None] & used
             finish(
-                result[i * M + j] + shift, dst, pixel[:, None] * oc + channels, mask, None, channels, used, residual,
-                alpha, beta, ACT,
-            )  # fmt: skip
+                result[i * M + j] + shift,
+                dst,
+                pixel[:, None] * oc + channels,
+                mask,
+                None,
+                channels,
+                used,
+                residual,
+                alpha,
+                beta,
+                ACT,
+            )
 
 
 def pack(weight: torch.Tensor, m: int, shape: tuple[int, int, int], matrix_units: bool) -> torch.Tensor:
@@ -168,9 +210,15 @@ def pack(weight: torch.Tensor, m: int, shape: tuple[int, int, int], matrix_units
 
 
 def launches(
-    p: ConvProblem, m: int, tile: Tile, src: torch.Tensor, packed: torch.Tensor, dst: torch.Tensor, end: Epilogue,
+    p: ConvProblem,
+    m: int,
+    tile: Tile,
+    src: torch.Tensor,
+    packed: torch.Tensor,
+    dst: torch.Tensor,
+    end: Epilogue,
     tf32: bool,
-) -> list[Launch]:  # fmt: skip
+) -> list[Launch]:
     matrices, (planes, cp, ocp) = transform(m), packed.shape
     th, tw = blocks(p.oh, m), blocks(p.ow, m)
     tiles = src.shape[0] * th * tw
@@ -180,17 +228,25 @@ def launches(
     block = {"M": m, "BT": bt, "BC": 64}
     c, o = unit(src, p.ic), unit(src, p.oc)
     first = Launch(
-        transform_source, (blocks(tiles, bt), blocks(cp, 64)),
+        transform_source,
+        (blocks(tiles, bt), blocks(cp, 64)),
         (src, v, tiles, p.ic // c, cp, p.ih, p.iw, th, tw, p.ph, p.pw),
-        {**block, "B": matrices.b, "UNIT": c}, warps=2,
-    )  # fmt: skip
+        {**block, "B": matrices.b, "UNIT": c},
+        warps=2,
+    )
     products = gemm.launches(
-        tile, (planes, tiles, ocp, cp), gemm.Matrices(v, cp, tiles * cp), gemm.factors(packed),
-        gemm.Matrices(product, ocp, tiles * ocp), tf32,
-    )  # fmt: skip
+        tile,
+        (planes, tiles, ocp, cp),
+        gemm.Matrices(v, cp, tiles * cp),
+        gemm.factors(packed),
+        gemm.Matrices(product, ocp, tiles * ocp),
+        tf32,
+    )
     last = Launch(
-        transform_product, (blocks(tiles, bt), blocks(p.oc, 64)),
+        transform_product,
+        (blocks(tiles, bt), blocks(p.oc, 64)),
         (product, dst, *end.args, tiles, p.oc // o, ocp, p.oh, p.ow, th, tw),
-        {**block, "A": matrices.a, "UNIT": o, "ACT": end.act}, warps=2,
-    )  # fmt: skip
+        {**block, "A": matrices.a, "UNIT": o, "ACT": end.act},
+        warps=2,
+    )
     return [first, *products, last]
