@@ -15,7 +15,8 @@ PACKAGE = ROOT / "convselect"
 
 KERNELS = ROOT / "kernels"
 FILES = sorted([*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")])
-LONGEST = {".py": 350, ".cpp": 600, ".h": 600}
+LONGEST = {"convselect": 350, "benchmarks": 350, "tests": 350, "kernels": 600}
+"""Lines of a file, by folder; kernels have long signatures."""
 
 
 def parts() -> list[str]:
@@ -98,9 +99,9 @@ def test_kernels_are_imported_by_one_name() -> None:
     assert not [path for path in paths for module in imported(path) if module.split(".")[0] == "kernels"]
 
 
-@pytest.mark.parametrize("folder", ["convselect", "kernels", "benchmarks", "tests"])
+@pytest.mark.parametrize("folder", LONGEST)
 def test_files_stay_small(folder: str) -> None:
     for path in (ROOT / folder).rglob("*"):
-        if path.suffix in LONGEST:
+        if path.suffix in (".py", ".cpp", ".h"):
             lines = len(path.read_text().splitlines())
-            assert lines <= LONGEST[path.suffix], f"{path.relative_to(ROOT)} has {lines} lines: split it by purpose"
+            assert lines <= LONGEST[folder], f"{path.relative_to(ROOT)} has {lines} lines: split it by purpose"

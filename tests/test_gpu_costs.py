@@ -20,6 +20,7 @@ from convselect.costs.train import Settings, train
 from convselect.measure import calibration, profiling
 from convselect.measure import cpu as cpu_timing
 from convselect.measure.cuda import GpuTimer
+from convselect.measure.timers import timer_on
 from convselect.primitive import primitives
 from convselect.problem import ConvProblem
 
@@ -150,7 +151,7 @@ def test_operators_that_were_not_timed_are_the_rooflines(tmp_path: Path, monkeyp
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_to_time() -> None:
     with pytest.raises(ValueError, match="no GPU"):
-        GpuTimer.here()
+        timer_on("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

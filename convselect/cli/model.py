@@ -51,11 +51,11 @@ def profile(
     import torch
 
     from convselect.measure import profiling
-    from convselect.measure.cuda import GpuTimer
+    from convselect.measure.timers import timer_on
 
     with usage_errors():
         problems = profiling.read_problems(shapes) if shapes else None
-        timer = GpuTimer.here(getattr(torch, dtype)) if device == "cuda" else None
+        timer = timer_on(device, getattr(torch, dtype)) if device == "cuda" else None
         done = profiling.profile(out, problems, timer=timer, threads=threads, budget_s=budget_s)
     rest = "complete" if done.complete else "not complete: run it again to go on"
     click.echo(f"{out}: {done.timings} timings of {done.problems} problems in {done.seconds:.0f} s, {rest}")

@@ -19,12 +19,11 @@ import numpy.typing as npt
 import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.costs import Costs, Model, Samples, model_for, store
 from convselect.data import COMMON, read_problems
-from convselect.errors import unknown_choice
-from convselect.machine import Machine, cpu
-from convselect.measure.cpu import PrimitiveTimer
+from convselect.machine import Machine
 from convselect.measure.cuda import GpuTimer
 from convselect.measure.operators import time_transforms
 from convselect.measure.progress import Report, reporting
+from convselect.measure.timers import Timer, timer_on
 from convselect.primitive import Primitive, candidates
 from convselect.problem import ConvProblem
 
@@ -63,8 +62,8 @@ class AdaptiveCosts(Protocol):
         """Adapted also to `samples`."""
 
 
-class Timer(Protocol):
-    """What calibration asks of `cpu.PrimitiveTimer`."""
+class TimesPrimitives(Protocol):
+    """What a `Calibrator` asks of a timer."""
 
     def time_primitives(
         self, problem: ConvProblem, primitives: Sequence[Primitive], *, rounds: int, deadline: float | None
@@ -78,7 +77,7 @@ def calibrate(
     *,
     able: Mapping[ConvProblem, Sequence[Primitive]] | None = None,
     model: Model | None = None,
-    timer: PrimitiveTimer | GpuTimer | None = None,
+    timer: Timer | None = None,
     progress: bool | None = None,
 ) -> Samples:
     """Times for `budget_s` seconds, stores the samples with those of this machine at hand, and returns them all.
@@ -95,12 +94,10 @@ def calibrate(
 
     Ctrl-C raises `KeyboardInterrupt` as ever, and what was timed is stored.
     """
-    if device not in ("cpu", "cuda"):
-        raise unknown_choice("device", device, ("cpu", "cuda"))
     if not (isinstance(budget_s, (int, float)) and 0 < budget_s < math.inf):
         raise ValueError(f"budget_s is {budget_s!r}, must be a positive number of seconds")
     start = time.perf_counter()
-    timer = timer or (GpuTimer.here() if device == "cuda" else PrimitiveTimer(cpu()))
+    timer = timer or timer_on(device)
     machine = timer.machine
     if machine.device == "cuda":
         budget_s *= _COMPILING
@@ -127,7 +124,7 @@ def ensure(
     machine: Machine,
     problems: Sequence[ConvProblem],
     able: Mapping[ConvProblem, Sequence[Primitive]],
-    timer: Callable[[], PrimitiveTimer | GpuTimer],
+    timer: Callable[[], Timer],
 ) -> Samples:
     """The samples of `machine`, after calibrating for what earlier runs have left of `budget_s` seconds."""
     known = store.load(machine) or Samples()
@@ -140,9 +137,7 @@ def ensure(
         return calibrate(budget_s - known.seconds, problems=problems, able=able, timer=timer())
 
 
-def _time_transforms(
-    timer: PrimitiveTimer | GpuTimer, samples: Samples, problems: Mapping[ConvProblem, int], deadline: float
-) -> None:
+def _time_transforms(timer: Timer, samples: Samples, problems: Mapping[ConvProblem, int], deadline: float) -> None:
     """Layout transforms of sources over the problems' range of sizes."""
     shapes = sorted({(p.mb, p.ic, p.ih, p.iw) for p in problems if p.ic > 1 < p.ih * p.iw}, key=math.prod)
     spread = [shapes[i] for i in sorted({0, len(shapes) // 3, 2 * len(shapes) // 3, len(shapes) - 1})] if shapes else []
@@ -164,7 +159,7 @@ class Calibrator:
         costs: AdaptiveCosts,
         problems: Mapping[ConvProblem, int],
         able: Mapping[ConvProblem, Sequence[Primitive]],
-        timer: Timer,
+        timer: TimesPrimitives,
         machine: Machine,
     ) -> None:
         self.costs, self.samples = costs, Samples()

@@ -14,7 +14,7 @@ import torch
 
 from convselect import streams
 from convselect.layout import Layout
-from convselect.machine import Gpu, gpu
+from convselect.machine import Gpu
 from convselect.measure.cpu import ABANDON, in_turns, passed, robust_ms
 from convselect.primitive import Activation, Primitive
 from convselect.problem import ConvProblem
@@ -100,13 +100,6 @@ class GpuTimer:
     def __init__(self, machine: Gpu, dtype: torch.dtype, device: GpuClock) -> None:
         self.machine, self.dtype, self._device = machine, dtype, device
         self._random = torch.Generator(device.device)  # the user's random numbers stay where they are
-
-    @classmethod
-    def here(cls, dtype: torch.dtype = torch.float32, index: int = 0) -> GpuTimer:
-        """The timer of the GPU "cuda:`index`". Raises `ValueError` where torch finds none."""
-        if not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but torch finds no GPU that it can use")
-        return cls(gpu(index, dtype), dtype, CudaClock(index))
 
     def calls(self, problem: ConvProblem) -> int:
         """How many calls a graph has: enough for twice the L2."""
