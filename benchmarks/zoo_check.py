@@ -24,7 +24,7 @@ from zoo_networks import build
 
 import convselect
 from convselect import ConvselectWarning
-from convselect.bench.runner import Protocol, interleave
+from convselect.bench.runner import Protocol, host_ms, interleave
 from convselect.runtime.compiled import recording
 
 BATCHES = (1, 2)
@@ -248,19 +248,13 @@ def times(name: str, row: Row) -> None:
             fast(*inputs)
             row[f"{system}_first_s"] = time.perf_counter() - start
         calls["convselect"] = lambda: fast(*inputs)
-        once = [statistics.median(timed_ms(call) for _ in range(3)) for call in calls.values()]
+        once = [statistics.median(host_ms(call) for _ in range(3)) for call in calls.values()]
         protocol = Protocol(rounds=9, runs=5, settle_ms=20, budget_s=20).within_budget(once)
         found = interleave(calls, protocol)
     ratios = [mine / eager for mine, eager in zip(found["convselect"], found["eager"], strict=True)]
     row["eager_ms"], row["ms"] = min(found["eager"]), min(found["convselect"])
     row["ratio"], row["ratio_median"] = row["ms"] / row["eager_ms"], statistics.median(ratios)
     row["status"] = "timed"
-
-
-def timed_ms(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
 
 
 def main(part: str, name: str, out: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 import convselect.kernels as kernels
+from convselect.errors import unknown_choice
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 """What products are computed in: tf32 is float32 with factors rounded to 10 bits, where torch's switch allows that."""
@@ -132,6 +134,21 @@ def cpu() -> Machine:
     )
 
 
+def machine_of(device: str, dtype: torch.dtype = torch.float32) -> Machine:
+    """The machine of "cpu", or of "cuda", the first GPU, for tensors of `dtype`.
+
+    Raises:
+        ValueError: `device` is neither, or torch finds no GPU.
+    """
+    if device == "cpu":
+        return cpu()
+    if device != "cuda":
+        raise unknown_choice("device", device, ("cpu", "cuda"))
+    if not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no GPU that it can use")
+    return gpu(0, dtype)
+
+
 def tf32_allowed() -> bool:
     """Whether torch's switches let a float32 convolution round its factors to TF32."""
     conv = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later; the older switch must not be asked then
@@ -145,6 +162,16 @@ def _triton_version() -> str:
         return ""
     names = importlib.metadata.packages_distributions().get("triton", ())
     return next(map(importlib.metadata.version, names), "unknown")
+
+
+def _driver_version() -> int:
+    """The newest CUDA that the driver runs, such as 13000 for 13.0; 0 where there is no driver of NVIDIA's."""
+    version = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return 0
+    return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else 0
 
 
 def _driver_release() -> str:
@@ -163,7 +190,6 @@ def _cudnn_version() -> int:
 def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
     """The GPU that torch calls "cuda:`device`", for convolutions of `dtype`."""
     found: Any = torch.cuda.get_device_properties(device)
-    cuda: Any = torch._C  # a build for CPUs lacks its functions
     amd = torch.version.hip is not None
     isa = found.gcnArchName.split(":")[0] if amd else f"sm_{found.major}{found.minor}"
     precision = str(dtype).removeprefix("torch.")
@@ -188,7 +214,7 @@ def gpu(device: int = 0, dtype: torch.dtype = torch.float32) -> Gpu:
         memory_clock_khz=known("memory_clock_rate"),
         memory_bus_bits=known("memory_bus_width"),
         memory_bytes=found.total_memory,
-        driver=cuda._cuda_getDriverVersion(),
+        driver=_driver_version(),
         cudnn=_cudnn_version(),
         triton=_triton_version(),
         driver_release=_driver_release(),

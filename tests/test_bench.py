@@ -70,6 +70,41 @@ def test_what_convselect_raises_is_raised() -> None:
         compare(tiny().eval(), X, [Peer("convselect", "convselect", broken)], QUICK)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By events, in the type that is asked for; a runtime for CPUs says so. "meta" stands for the GPU."""
+    seen: list[torch.dtype] = []
+
+    class Interval:
+        def __enter__(self) -> Interval:
+            return self
+
+        def __exit__(self, *raised: object) -> None: ...
+
+        def ms(self) -> float:
+            return 3.0
+
+    def prepare(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
+        seen.extend([x.dtype, *(parameter.dtype for parameter in model.parameters())])
+        return lambda: torch.zeros(1, 4)
+
+    monkeypatch.setattr(runner.streams, "Interval", Interval)
+    monkeypatch.setattr(runner.streams, "finish", lambda device: None)
+    monkeypatch.setattr(runner, "reference", lambda model, x: torch.ones(1, 4))
+    peers = [Peer("taken", "Taken", prepare, on_gpus=True), PEERS["openvino"]]
+    taken, openvino = compare(tiny().eval(), X, peers, QUICK, device=torch.device("meta"), dtype=dtype)
+    assert (taken.median_ms, taken.min_ms, taken.rel_l2) == (3.0, 3.0, 1.0)
+    assert set(seen) == {dtype}
+    assert openvino.absent == "OpenVINO f32 is timed on CPUs only"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu() -> None:
+    done = CliRunner().invoke(main, ["bench", "resnet18", "--device", "cuda"])
+    assert done.exit_code
+    assert "no GPU" in done.output
+
+
 def test_rounds_are_shuffled_and_blocks_stay_together() -> None:
     order: list[str] = []
 

@@ -71,6 +71,8 @@ def test_version() -> None:
         ("bench", "name a network, or give --model"),
         ("bench --model torchvision.models:resnet18", "--model and --input go together"),
         ("bench resnet18 --against onnxruntim", "did you mean 'onnxruntime'"),
+        ("bench resnet18 --dtype float16", "--dtype goes with --device cuda"),
+        ("bench resnet18 --device cuda --oracle", "--oracle judges plans of the CPU"),
         ("bench resnet18 --threads 100000", "threads is 100000, must be between 1 and"),
         ("bench --model nothing --input 1x3x8x8 --against eager --without-convselect", "must read MODULE:FACTORY"),
         ("bench --model math:pi --input 1x3x8 --against eager --without-convselect", "no callable named 'pi'"),

@@ -192,7 +192,7 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """torch believes in an H200; older versions of torch do not tell the clocks."""
     found = properties()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    monkeypatch.setattr("convselect.machine._driver_version", lambda: 13000)
     monkeypatch.setattr(torch.version, "hip", None)
     return found
 

@@ -1,6 +1,6 @@
 """The systems that are timed, each behind one interface and none handicapped.
 
-Every one gets float32, the same number of threads, the whole graph with known sizes, and its own best settings.
+Every one gets the same type, the same number of threads, the whole graph with known sizes, and its own best settings.
 Memory that a prepared call holds is freed when the call is dropped.
 """
 
@@ -40,9 +40,12 @@ class Peer:
     """With a folder for exported files, which are kept from call to call: exporting takes longer than the rest."""
     packages: tuple[str, ...] = ()
     needs_compiler: bool = False
+    on_gpus: bool = False
 
-    def absence(self) -> str | None:
-        """Why this system cannot be timed here, as a sentence; None if it can."""
+    def absence(self, device: str = "cpu") -> str | None:
+        """Why this system cannot be timed here on "cpu" or "cuda", as a sentence; None if it can."""
+        if device != "cpu" and not self.on_gpus:
+            return f"{self.label} is timed on CPUs only"
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if missing:
             return f"{self.label} is not installed here: `pip install {' '.join(missing)}`"
@@ -73,10 +76,15 @@ def _eager_nhwc(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
 
 
 def _inductor(model: nn.Module, x: torch.Tensor, folder: Path) -> Call:
-    """Inductor with freezing, its setting for inference on a CPU: weights are constants, packed and laid out once."""
-    import torch._inductor.config as config
+    """Inductor with freezing, its setting for inference: weights are constants, packed and laid out once.
 
-    call = _torch_call(torch.compile(copy.deepcopy(model), backend="inductor"), x)
+    On a GPU with "max-autotune" too, which has CUDA graphs.
+    """
+    import torch._inductor.config as config
+    from torch._inductor import list_mode_options
+
+    options = list_mode_options("max-autotune") if x.is_cuda else None
+    call = _torch_call(torch.compile(copy.deepcopy(model), backend="inductor", options=options), x)
     with config.patch(freezing=True):
         call()
     return call
@@ -201,9 +209,9 @@ def _convselect(model: nn.Module, x: torch.Tensor, folder: Path, **options: Any)
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("eager", "eager", _eager),
-        Peer("eager_nhwc", "eager, channels_last", _eager_nhwc),
-        Peer("inductor", "Inductor, freezing", _inductor, needs_compiler=True),
+        Peer("eager", "eager", _eager, on_gpus=True),
+        Peer("eager_nhwc", "eager, channels_last", _eager_nhwc, on_gpus=True),
+        Peer("inductor", "Inductor, freezing", _inductor, needs_compiler=True, on_gpus=True),
         Peer("onnxruntime", "ONNX Runtime", _onnxruntime, ("onnx", "onnxscript", "onnxruntime")),
         Peer("openvino", "OpenVINO f32", _openvino, ("onnx", "onnxscript", "openvino")),
         Peer("ncnn", "ncnn f32", _ncnn, ("ncnn", "pnnx")),
@@ -213,4 +221,4 @@ PEERS = {
 
 def convselect_peer(**options: Any) -> Peer:
     """Ourselves, with these options of `convselect.compile`."""
-    return Peer("convselect", "convselect", functools.partial(_convselect, **options))
+    return Peer("convselect", "convselect", functools.partial(_convselect, **options), on_gpus=True)

@@ -57,12 +57,23 @@ class Report:
     """The system's load average before the first run: above 0, something else was running."""
     rows: list[Row] = field(default_factory=list)
     peak_gflops: dict[str, float] = field(default_factory=dict)
-    """Rates of large matrix products, with as many threads."""
+    """Rates of large matrix products, with as many threads; of a CPU."""
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @classmethod
-    def begin(cls, machine: Machine, batch: int, command: str, protocol: Protocol, labels: dict[str, str]) -> Report:
+    def begin(
+        cls,
+        machine: Machine,
+        batch: int,
+        command: str,
+        protocol: Protocol,
+        labels: dict[str, str],
+        dtype: str = "float32",
+    ) -> Report:
         """An empty report on this machine, now."""
         report = cls(str(machine), machine.fingerprint, machine.threads, batch, command, protocol, labels)
+        report.device, report.dtype = machine.device, dtype
         report.date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         report.versions = _versions()
         report.load = round(os.getloadavg()[0], 2)
@@ -102,8 +113,7 @@ class Report:
             f"## {self.title}",
             "",
             f"- machine: {self.machine}; {platform.system()} {platform.machine()}",
-            f"- {self.threads} {'threads' if self.threads > 1 else 'thread'} for every system, float32, "
-            f"batch {self.batch}, random weights",
+            f"- for every system: {self._setting}, {self.dtype}, batch {self.batch}, random weights",
             f"- versions: Python {platform.python_version()}, {versions}",
             f"- date: {self.date}; load average before the first run: {self.load}",
             f"- command: `{self.command}`",
@@ -121,7 +131,13 @@ class Report:
 
     @property
     def title(self) -> str:
-        return f"Batch {self.batch}, {self.threads} {'threads' if self.threads > 1 else 'thread'}"
+        return f"Batch {self.batch}, {self._setting if self.device == 'cpu' else self.dtype}"
+
+    @property
+    def _setting(self) -> str:
+        if self.device != "cpu":
+            return "this GPU"
+        return f"{self.threads} {'threads' if self.threads > 1 else 'thread'}"
 
     def _table(self, statistic: str) -> list[str]:
         """Rows of `median_ms` or `min_ms`, the least of each in bold."""

@@ -27,12 +27,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from convselect import streams
 from convselect.bench.peers import Call, Peer
 from convselect.machine import cpu
 
 Progress = Callable[[str], None]
+Clock = Callable[[Call], float]
+"""Milliseconds of one call."""
 
 LEAST_ROUNDS = 5
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,38 @@ def rel_l2(y: torch.Tensor, exact: torch.Tensor) -> float:
     return float((y.double() - exact).norm() / exact.norm())
 
 
-def block_ms(call: Call, protocol: Protocol) -> float:
+def host_ms(call: Call) -> float:
+    """By the host's clock."""
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def event_ms(call: Call) -> float:
+    """From when the current stream of a GPU comes to the call until it has done what the call put there."""
+    with streams.Interval() as interval:
+        call()
+    return interval.ms()
+
+
+def block_ms(call: Call, protocol: Protocol, clock: Clock = host_ms) -> float:
     """Median time of the timed runs of one block."""
     settled = time.perf_counter() + protocol.settle_ms / 1e3
     call()
     while time.perf_counter() < settled:
         call()
-    return statistics.median(_once_ms(call) for _ in range(protocol.runs))
+    return statistics.median(clock(call) for _ in range(protocol.runs))
 
 
-def interleave(calls: dict[str, Call], protocol: Protocol, progress: Progress | None = None) -> dict[str, list[float]]:
+def interleave(
+    calls: dict[str, Call], protocol: Protocol, progress: Progress | None = None, clock: Clock = host_ms
+) -> dict[str, list[float]]:
     """For each call the block medians of all rounds, in milliseconds."""
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(protocol.rounds):
         for name in random.Random(round_).sample(names, len(names)):
-            times[name].append(block_ms(calls[name], protocol))
+            times[name].append(block_ms(calls[name], protocol, clock))
         if progress:
             progress(f"round {round_ + 1} of {protocol.rounds}")
     return times
@@ -123,8 +143,12 @@ def compare(
     protocol: Protocol,
     progress: Progress | None = None,
     exports: Path | None = None,
+    device: torch.device = _CPU,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Result]:
     """Time `peers` on `model` with torch's current number of threads. Frees what they hold before it returns.
+
+    `model` and `x`, in float32 on the CPU, are brought to `device` and `dtype` first; on a GPU times are by events.
 
     The files made for peers are kept in the folder `exports`, and used again if they are there; None forgets them.
     A peer that is missing or cannot take the network has a sentence in place of its times. What `convselect` itself
@@ -132,13 +156,17 @@ def compare(
     """
     if exports is None:
         with tempfile.TemporaryDirectory() as folder:
-            return compare(model, x, peers, protocol, progress, Path(folder))
+            return compare(model, x, peers, protocol, progress, Path(folder), device, dtype)
     tell = progress or (lambda _: None)
+    if device.type != "cpu":
+        model, x = copy.deepcopy(model).to(device, dtype), x.to(device, dtype)
+        torch.backends.cudnn.benchmark = True  # cuDNN's best, whoever calls it
+    clock = host_ms if device.type == "cpu" else event_ms
     exact = reference(model, x)
     calls: dict[str, Call] = {}
     found: dict[str, Result] = {}
     for peer in peers:
-        if reason := peer.absence():
+        if reason := peer.absence(device.type):
             found[peer.name] = Result(peer.name, absent=reason)
             continue
         tell(f"{peer.label}: preparing")
@@ -146,6 +174,8 @@ def compare(
         try:
             call = peer.prepare(model, x, exports)
             y = call()
+            if device.type != "cpu":
+                streams.finish(device)
         except (RuntimeError, ValueError, ImportError, NotImplementedError, subprocess.CalledProcessError) as error:
             if peer.name == "convselect":
                 raise
@@ -154,8 +184,8 @@ def compare(
         seconds = time.perf_counter() - start
         found[peer.name] = Result(peer.name, rel_l2=rel_l2(y, exact), prepare_s=seconds)
         calls[peer.name] = call
-    protocol = protocol.within_budget([_once_ms(call) for call in calls.values()])
-    for name, blocks in interleave(calls, protocol, tell).items():
+    protocol = protocol.within_budget([clock(call) for call in calls.values()])
+    for name, blocks in interleave(calls, protocol, tell, clock).items():
         found[name] = replace(
             found[name],
             median_ms=statistics.median(blocks),
@@ -167,12 +197,6 @@ def compare(
     torch.compiler.reset()
     gc.collect()
     return [found[peer.name] for peer in peers]
-
-
-def _once_ms(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
 
 
 def pin_threads(threads: int) -> None:

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="MODULE:FACTORY", help="A network of your own, with its own weights.")
 @click.option("--input", "shape", metavar="SIZES", help="The input of --model, such as 1x3x224x224.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="With --device cuda.",
+)
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="For every system.")
 @click.option(
     "--against",
@@ -57,6 +65,8 @@ def bench(
     model: str | None,
     shape: str | None,
     batch: int,
+    device: str,
+    dtype: str,
     threads: int,
     against: str,
     without_convselect: bool,
@@ -77,6 +87,7 @@ def bench(
     NET is a network of torchvision, such as resnet18; it gets random weights. Every output is compared with eager in
     float64.
     """
+    import torch
     from rich.console import Console
 
     from convselect import machine
@@ -94,11 +105,16 @@ def bench(
         raise click.UsageError("--markdown and --plot do not go with --oracle")
     if oracle and budget_s == 0:
         raise click.UsageError("--oracle calibrates, so --budget-s must be more than 0")
+    if device == "cpu" and dtype != "float32":
+        raise click.UsageError("--dtype goes with --device cuda")
+    if oracle and device != "cpu":
+        raise click.UsageError("--oracle judges plans of the CPU")
     jobs: list[tuple[str, str | None]] = [*((net, None) for net in nets), *([(model, shape)] if model else [])]
     options = {"accuracy": accuracy, "calibrate": calibrate, "select": select, "remainder": remainder}
     with usage_errors():
         pin_threads(threads)
         Options.of(options)
+        here = machine.machine_of(device, getattr(torch, dtype))
         peers = chosen_peers(against, None if without_convselect else options)
         for name, sizes in jobs:
             networks.check(name, sizes)
@@ -111,8 +127,10 @@ def bench(
     protocol = Protocol(rounds=rounds, budget_s=budget_s)
     command = shlex.join(["convselect", *sys.argv[1:]])
     labels = {peer.name: peer.label for peer in peers}
-    report = Report.begin(machine.cpu(), batch, command, protocol, labels)
-    report.peak_gflops = gemm_gflops()
+    report = Report.begin(here, batch, command, protocol, labels, dtype)
+    if device == "cpu":
+        report.peak_gflops = gemm_gflops()
+    where = torch.device(device), getattr(torch, dtype)
     try:
         for index, (name, sizes) in enumerate(jobs):
             with console.status(f"{name}: building") as status:
@@ -121,7 +139,7 @@ def bench(
                     status.update(f"{name} ({index + 1} of {len(jobs)}): {text}")
 
                 network, x = networks.load(name, sizes, batch)
-                results = compare(network, x, peers, protocol, tell, exports)
+                results = compare(network, x, peers, protocol, tell, exports, *where)
             report.rows.append(Row(name, tuple(x.shape), results, networks.convolution_flops(network, x)))
             if json_path:
                 json_path.write_text(report.to_json() + "\n")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convselect.errors import unknown_choice
-from convselect.machine import Gpu, Machine, cpu, gpu
+from convselect.machine import Gpu, Machine, machine_of
 from convselect.measure.cpu import PrimitiveTimer
 from convselect.measure.cuda import CudaClock, GpuTimer
 
@@ -13,18 +12,8 @@ Timer = PrimitiveTimer | GpuTimer
 
 
 def timer_on(device: str, dtype: torch.dtype = torch.float32) -> Timer:
-    """The timer of "cpu", or of "cuda", the first GPU, for tensors of `dtype`.
-
-    Raises:
-        ValueError: `device` is neither, or torch finds no GPU.
-    """
-    if device == "cpu":
-        return PrimitiveTimer(cpu())
-    if device != "cuda":
-        raise unknown_choice("device", device, ("cpu", "cuda"))
-    if not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch finds no GPU that it can use")
-    return timer_of(gpu(0, dtype))
+    """The timer of `machine_of(device, dtype)`, and its errors."""
+    return timer_of(machine_of(device, dtype))
 
 
 def timer_of(machine: Machine) -> Timer:
