@@ -28,8 +28,8 @@ def holds(tensor: torch.Tensor, layout: Layout) -> bool:
 
 
 def strides(size: Sequence[int], layout: Layout) -> tuple[int, int, int, int]:
-    """The strides of a dense tensor of that 4-d size, also where a dimension of size 1 leaves them open."""
-    _, c, h, w = size
+    """The strides of a dense tensor of that 4-d size, also where a dimension of size 0 or 1 leaves them open."""
+    c, h, w = (max(length, 1) for length in size[1:])
     return (c * h * w, h * w, w, 1) if layout is Layout.NCHW else (c * h * w, 1, w * c, c)
 
 

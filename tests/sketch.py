@@ -127,7 +127,15 @@ class _Artist:
         try:
             for space in self.spaces:
                 exec(statement, space)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            TypeError,
+            ArithmeticError,
+            NotImplementedError,
+            AttributeError,
+        ) as error:
             raise Rejected from error
         for value in (space[name] for space in self.spaces for name in names):
             if value.numel() > MOST_ELEMENTS or value.dim() > 6 or value.dtype != torch.float32:

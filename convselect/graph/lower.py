@@ -69,9 +69,9 @@ class ScaleShift:
 
 
 def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """`value`, dense in `layout`. Not a copy if it is already."""
+    """`value`, dense in `layout`, with exactly its strides. Not a copy if it is dense already."""
     if holds(value, layout):
-        return value
+        return dense(value, layout)
     other = Layout.NCHW if layout is Layout.NHWC else Layout.NHWC
     if value.device.type == "cpu" and holds(value, other):
         changed: torch.Tensor = torch.ops.convselect.to_layout(value, layout is Layout.NHWC)

@@ -1,5 +1,6 @@
 // The operators torch.ops.convselect.*: argument checks and a call into the table of kernels. The files ops*.cpp alone
 // see torch, through its stable ABI, so that one binary serves torch 2.10 and later.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -57,7 +58,8 @@ int64_t pixel_stride(const Tensor& t) {
 }
 
 Tensor empty(const int64_t (&sizes)[4], bool nhwc) {
-  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+  const int64_t c = std::max<int64_t>(sizes[1], 1), h = std::max<int64_t>(sizes[2], 1),
+                w = std::max<int64_t>(sizes[3], 1);
   const int64_t strides[2][4] = {{c * h * w, h * w, w, 1}, {c * h * w, 1, w * c, c}};
   return empty_strided(4, sizes, strides[nhwc]);
 }
@@ -257,7 +259,7 @@ Tensor linear(Tensor src, Tensor weight, std::optional<Tensor> bias, int64_t act
     STD_TORCH_CHECK(bias->numel() == n && bias->is_contiguous(), "bias must be contiguous and have ", n, " elements");
   }
   const Act act = act_of(activation);
-  const int64_t sizes[2] = {m, n}, strides[2] = {n, 1};
+  const int64_t sizes[2] = {m, n}, strides[2] = {std::max<int64_t>(n, 1), 1};
   Tensor dst = empty_strided(2, sizes, strides);
   if (m > 0 && n > 0)
     loaded().table->linear({m, n, k, floats(src), floats(weight), bias ? floats(*bias) : nullptr, writable(dst), act,
