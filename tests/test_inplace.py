@@ -130,9 +130,14 @@ def moved_with_overlap(x: Tensor) -> Tensor:
     return torch.slice_scatter(y, y[:, :-1], 1, 1)
 
 
+def a_view_of_the_part(x: Tensor) -> Tensor:
+    y = x.tanh().view(-1, 6)
+    return torch.slice_scatter(y, y[1:7].t(), 0, 1, 7)
+
+
 @pytest.mark.parametrize(
     "function",
-    [read_later, returned_beside, a_view_read_later, part_of_itself, expanded, moved_with_overlap],
+    [read_later, returned_beside, a_view_read_later, part_of_itself, expanded, moved_with_overlap, a_view_of_the_part],
     ids=lambda function: function.__name__,
 )
 def test_copies_that_are_needed(function: Callable[[Tensor], object]) -> None:

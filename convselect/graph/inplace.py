@@ -188,9 +188,12 @@ def _packet(node: Node) -> OpOverloadPacket | None:
 
 
 def _in_place(node: Node) -> OpOverload | None:
-    """The operator that writes its result to the first operand of `node`, where ATen has it."""
+    """The operator that writes its result to the first operand of `node`, where ATen has it.
+
+    Those of views (`transpose_`) write nothing.
+    """
     target = node.target
-    if not isinstance(target, OpOverload) or target.namespace != "aten" or target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or target.namespace != "aten" or target._schema.is_mutable or _sources(node):
         return None
     found = getattr(getattr(aten, f"{target._schema.name.removeprefix('aten::')}_", None), target._overloadname, None)
     return found if isinstance(found, OpOverload) else None
