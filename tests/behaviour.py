@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -172,14 +173,14 @@ def check(
 ) -> Behaviour:
     """What `call` does with copies of `inputs`: what eager does.
 
-    Where the model compiled by torch's own `aot_eager` differs from eager or raises, `call` may do as that does: it
-    gets its graphs in the same way.
+    Where the model compiled by torch's own `aot_eager` differs from eager or raises, `call` may do the same, with the
+    same message: it gets its graphs in the same way.
     """
     expected = Expected.of(model, inputs)
     try:
         got = Behaviour.of(call, copies(inputs))
     except Exception as error:
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
             Behaviour.of(aot_eager(), copies(inputs))
         return expected.eager
     difference = expected.difference(got)

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 from worker import caught
 
-from convselect.bench.runner import reference, rel_l2
+from convselect.bench.runner import event_ms, reference, rel_l2
 from convselect.errors import ConvselectWarning
-from convselect.streams import Interval
 
 Call = Callable[[torch.Tensor], Any]
 Found = dict[str, Any]
@@ -54,9 +53,7 @@ class Events:
         torch.cuda.synchronize(self.device)
 
     def elapsed_ms(self, run: Callable[[], object]) -> float:
-        with Interval() as interval:
-            run()
-        return interval.ms()
+        return event_ms(run)
 
 
 class Job(NamedTuple):

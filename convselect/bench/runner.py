@@ -32,7 +32,7 @@ from convselect.bench.peers import Call, Peer
 from convselect.machine import cpu
 
 Progress = Callable[[str], None]
-Clock = Callable[[Call], float]
+Clock = Callable[[Callable[[], object]], float]
 """Milliseconds of one call."""
 
 LEAST_ROUNDS = 5
@@ -99,14 +99,14 @@ def rel_l2(y: torch.Tensor, exact: torch.Tensor) -> float:
     return float((y.double() - exact).norm() / exact.norm())
 
 
-def host_ms(call: Call) -> float:
+def host_ms(call: Callable[[], object]) -> float:
     """By the host's clock."""
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)
 
 
-def event_ms(call: Call) -> float:
+def event_ms(call: Callable[[], object]) -> float:
     """From when the current stream of a GPU comes to the call until it has done what the call put there."""
     with streams.Interval() as interval:
         call()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convselect.cli.checks import check_model, out_file, usage_errors
+from convselect.cli.checks import DEVICE, DTYPE, check_model, out_file, usage_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="MODULE:FACTORY", help="A network of your own, with its own weights.")
 @click.option("--input", "shape", metavar="SIZES", help="The input of --model, such as 1x3x224x224.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="With --device cuda.",
-)
+@DEVICE
+@DTYPE
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="For every system.")
 @click.option(
     "--against",

@@ -1,4 +1,6 @@
-"""What is checked before the work starts, so that it is a sentence and not a traceback after minutes of timing."""
+"""Options that several commands have, and what is checked before the work starts, so that it is a sentence and not a
+traceback after minutes of timing.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+DEVICE = click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+DTYPE = click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of a GPU's tensors; float32 is TF32 where torch's switch allows it.",
+)
 
 
 @contextmanager

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import click
 
-from convselect.cli.checks import out_file, usage_errors
-
-_DEVICE = click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+from convselect.cli.checks import DEVICE, DTYPE, out_file, usage_errors
 
 
 @click.command()
 @click.option("--budget-s", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True))
 @click.option("--threads", type=click.IntRange(min=1), help="Calibrate for this many; torch's own number otherwise.")
-@_DEVICE
+@DEVICE
 def calibrate(budget_s: float, threads: int | None, device: str) -> None:
     """Time a few samples on this machine and adapt the cost model to it."""
     import convselect
@@ -36,14 +34,8 @@ def calibrate(budget_s: float, threads: int | None, device: str) -> None:
 )
 @click.option("--budget-s", type=click.FloatRange(min=0, min_open=True), help="Stop after so many seconds.")
 @click.option("--threads", type=click.IntRange(min=1), help="torch's own number otherwise.")
-@_DEVICE
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="Of a GPU's tensors; float32 is TF32 where torch's switch allows it.",
-)
+@DEVICE
+@DTYPE
 def profile(
     out: Path, shapes: Path | None, budget_s: float | None, threads: int | None, device: str, dtype: str
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from convselect.cli.checks import check_model, out_file, usage_errors
+from convselect.cli.checks import DEVICE, check_model, out_file, usage_errors
 
 
 @click.command()
@@ -61,7 +61,7 @@ def explain(
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+@DEVICE
 @click.option("--problem", help="Say for each whether it can run this problem, and if not, why.")
 def primitives(device: str, problem: str | None) -> None:
     """List the primitives: the ways to compute a convolution."""
