@@ -153,7 +153,7 @@ def leaving_ms(primitive: Primitive, problem: ConvProblem, machine: Machine) -> 
     before and after it then moves its activations through memory.
     """
     moved = problem.src_bytes + problem.dst_bytes
-    in_slices = machine.device == "cpu" and problem.mb > 1 and moved > CACHE * machine.threads
+    in_slices = machine.runs_programs and problem.mb > 1 and moved > CACHE * machine.threads
     return moved / _THROUGH_MEMORY_GBS * 1e-6 if in_slices and not isinstance(primitive, KernelPrimitive) else 0.0
 
 

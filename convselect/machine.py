@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,6 +36,14 @@ class Machine:
     l2_bytes: int
     l3_bytes: int
     precision: str = "float32"
+
+    runs_programs: ClassVar[bool] = True
+    """Whether operators between convolutions join them in one call of ours (`graph/program`), its head in slices."""
+
+    @property
+    def model(self) -> str:
+        """The name of the cost model's weights for it."""
+        return f"{self.device}_{self.isa}"
 
     @property
     def fingerprint(self) -> str:
@@ -70,6 +78,11 @@ class Gpu(Machine):
     triton: str = ""
     driver_release: str = ""
     index: int | None = None
+    runs_programs: ClassVar[bool] = False
+
+    @property
+    def model(self) -> str:
+        return f"{super().model}_{self.precision}"
 
     @property
     def shared_bytes(self) -> int:

@@ -58,6 +58,7 @@ class Primitive(ABC):
     Attributes:
         name: family, variant and layout, e.g. "winograd_f4x4_3x3_nhwc".
         family: e.g. "winograd"; an untrained primitive inherits its family's prior.
+        traceable: whether `run` calls operators only, which torch can trace.
         src_layout, dst_layout: of the tensors given to and returned by `run`.
         accuracy: the tightest class of `ACCURACIES` it is allowed in.
         error_bound: rel-L2 error against float64 that the tests hold it to, for ic * kh * kw / g <= 4608,
@@ -67,6 +68,7 @@ class Primitive(ABC):
     name: str
     family: str
     device: ClassVar[str] = "cpu"
+    traceable: ClassVar[bool] = True
     src_layout: Layout
     dst_layout: Layout
     accuracy: str = "strict"

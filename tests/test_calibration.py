@@ -211,7 +211,7 @@ def test_calibrate_keeps_what_was_timed_before_ctrl_c(monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Calibrator, "run", interrupted)
-    monkeypatch.setattr(calibration, "time_transforms", lambda *a, **k: [OperatorTime("to_nhwc", 8, 2, 0.1)])
+    monkeypatch.setattr(calibration, "transforms_on", lambda *a, **k: [OperatorTime("to_nhwc", 8, 2, 0.1)])
     with pytest.raises(KeyboardInterrupt):
         calibration.calibrate(0.2, progress=False)
     stored = store.load(cpu())

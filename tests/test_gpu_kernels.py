@@ -69,6 +69,7 @@ LARGE = [
 SEVERAL_TILES = ConvProblem(mb=2, ic=72, ih=14, iw=14, oc=40, kh=3, kw=3, ph=1, pw=1)
 PARTS = {"float32": 4, "float16": 6, "bfloat16": 6, "tf32": 6}
 """Each primitive is run on one in so many of its problems: the interpreter is slow."""
+SLOW = [] if DEVICE.type == "cuda" else [pytest.mark.slow]
 EXACT_FAMILIES = {"igemm", "pointwise", "depthwise", "stem", "im2row", "grouped"}
 
 
@@ -132,7 +133,7 @@ def test_agrees_with_float64(p: ConvProblem) -> None:
         assert error(got, data.conv) <= primitive.error_bound, primitive.name
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16", "tf32"])
+@pytest.mark.parametrize("precision", ["float16", *(pytest.param(name, marks=SLOW) for name in ("bfloat16", "tf32"))])
 @pytest.mark.parametrize("p", FEW, ids=str)
 def test_other_precisions_with_an_epilogue(p: ConvProblem, precision: str) -> None:
     data = rounded(Data(p), precision)
@@ -153,7 +154,9 @@ def test_large_problems(p: ConvProblem, precision: str) -> None:
         assert error(got, want.relu()) <= primitive.error_bound_at(precision), primitive.name
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", ["float32", "float16", *(pytest.param(name, marks=SLOW) for name in ("bfloat16", "tf32"))]
+)
 @pytest.mark.parametrize("p", [SEVERAL_TILES, *(LARGE[:2] if DEVICE.type == "cuda" else [])], ids=str)
 def test_persistent_programs(p: ConvProblem, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of two computes several tiles, also on a GPU that could take all of them at once."""

@@ -183,7 +183,7 @@ class Interpreted(Backend):
     ("family", "channels_last", "remainder"),
     [
         ("igemm", True, "eager"),
-        ("winograd", True, "eager"),
+        pytest.param("winograd", True, "eager", marks=pytest.mark.slow),
         ("im2row", False, "eager"),
         pytest.param("igemm", False, "eager", marks=pytest.mark.slow),
         pytest.param("any", True, "eager", marks=pytest.mark.slow),

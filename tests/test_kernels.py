@@ -103,8 +103,8 @@ def test_aarch64() -> None:
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("isa", ISAS)
 def test_as_shipped(isa: str, every: bool) -> None:
-    """The corners, and all others or a part of them: a larger one on the instruction set at hand."""
-    others = (RANDOM + REAL)[:: 1 if every else 2 if isa == MACHINE.isa else 6]
+    """The corners, and all others or a part of them; `test_primitives.py` runs more on the instruction set at hand."""
+    others = (RANDOM + REAL)[:: 1 if every else 6]
     program = build("kernel_test/native", f"-DCONVSELECT_KERNELS={built_with_the_package()}")
     check([program / "kernel_test"], small(CORNERS + others, 2_000_000), isa)
 

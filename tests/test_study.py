@@ -23,7 +23,7 @@ from convselect.costs.transfer import Adapted
 from convselect.machine import cpu
 from convselect.problem import ConvProblem
 from convselect.study import evaluate as study
-from convselect.study import learners
+from convselect.study import learners, methods
 from convselect.study.choose import choose
 from convselect.study.evaluate import evaluate, split, summary
 from convselect.study.methods import RANDOM, Prediction, columns, factors
@@ -66,6 +66,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         quick = {"nn1": learners.nn1, "nn2": learners.nn2}
         for name, learner in quick.items():
             patch.setattr(study, name, lambda profile, learner=learner: learner(profile, steps=150))
+        patch.setattr(methods, "_TUNE_STEPS", 150)
+        patch.setattr(methods, "_SCRATCH_STEPS", 150)
         settings = Settings(hidden=(48, 48), ensemble=2, steps=400, evaluations=10)
         patch.setattr(study, "learn", lambda profile, progress: learn(profile, settings=settings, progress=progress))
         result = CliRunner().invoke(

@@ -71,7 +71,7 @@ def cost_model(here: Machine) -> Finding:
     from convselect.costs import shipped
 
     path = shipped(here)
-    own = path.stem == f"{here.device}_{here.isa}"
+    own = path.stem == here.model
     return Finding("cost model", path.name if own else f"{path.name}, as {here.isa} has none of its own", own)
 
 

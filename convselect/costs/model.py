@@ -38,10 +38,8 @@ def shipped(machine: Machine) -> Path:
 
     A GPU's, by its precision, may be missing.
     """
-    if machine.device != "cpu":
-        return WEIGHTS / f"{machine.device}_{machine.isa}_{machine.precision}.safetensors"
-    path = WEIGHTS / f"{machine.device}_{machine.isa}.safetensors"
-    return path if path.exists() else WEIGHTS / "cpu_avx2.safetensors"
+    path = WEIGHTS / f"{machine.model}.safetensors"
+    return path if path.exists() or machine.device != "cpu" else WEIGHTS / "cpu_avx2.safetensors"
 
 
 def silu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ from torch.fx import Graph, Node
 from convselect.graph.capture import size_hint
 from convselect.graph.fuse import activation_after
 from convselect.graph.nodes import args_of
+from convselect.graph.operators import in_programs
 from convselect.primitive import ACTIVATIONS
 
 aten = torch.ops.aten
@@ -47,10 +48,8 @@ def _is_matrix(node: Node, most_rows: int | None = None) -> bool:
     """A contiguous float32 matrix on the CPU, with no more rows than that in the example at hand."""
     value = node.meta.get("val")
     return (
-        isinstance(value, torch.Tensor)
+        in_programs(value)
         and value.dim() == 2
-        and value.dtype == torch.float32
-        and value.device.type == "cpu"
         and value.is_contiguous()
         and (most_rows is None or size_hint(value.shape[0]) <= most_rows)
     )
@@ -59,9 +58,8 @@ def _is_matrix(node: Node, most_rows: int | None = None) -> bool:
 def _is_vector(bias: Node, weight: Node) -> bool:
     value = bias.meta.get("val")
     return (
-        isinstance(value, torch.Tensor)
+        in_programs(value)
         and value.dim() == 1
-        and value.dtype == torch.float32
         and value.is_contiguous()
         and value.shape[0] == weight.meta["val"].shape[0]
     )

@@ -13,7 +13,7 @@ from convselect.graph.aliasing import may_alias
 from convselect.graph.assign import Option, Where
 from convselect.graph.capture import ConvSpec, convolution, kept, known_size, scale_shift, size_hint
 from convselect.graph.nodes import args_of, call
-from convselect.graph.operators import in_both, is_activation, layout_of
+from convselect.graph.operators import in_both, in_programs, is_activation, layout_of
 from convselect.graph.results import Strides
 from convselect.layout import Layout, dense, holds, strides
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
@@ -44,11 +44,7 @@ class Call:
     def __call__(
         self, src: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
-        primitive = self.primitive
-        if primitive.device != "cpu":  # what ATen's operators give there, tracing does not always tell
-            src = dense(src, primitive.src_layout)
-            residual = None if residual is None else dense(residual, primitive.dst_layout)
-        return primitive.run(self.problem, self.activation, src, packed, bias, residual)
+        return self.primitive.run(self.problem, self.activation, src, packed, bias, residual)
 
 
 class ScaleShift:
@@ -61,10 +57,9 @@ class ScaleShift:
         self.arguments = (ACTIVATIONS.index(activation.kind), activation.alpha, activation.beta)
 
     def __call__(self, src: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        if src.device.type != "cpu":
-            result: torch.Tensor = norms.scale_shift(src, scale, shift, self.activation)
-        else:
-            result = torch.ops.convselect.scale_shift(src, scale, shift, *self.arguments)
+        if not in_programs(src):
+            return norms.scale_shift(src, scale, shift, self.activation)
+        result: torch.Tensor = torch.ops.convselect.scale_shift(src, scale, shift, *self.arguments)
         return result
 
 
@@ -73,7 +68,7 @@ def to_layout(value: torch.Tensor, layout: Layout) -> torch.Tensor:
     if holds(value, layout):
         return dense(value, layout)
     other = Layout.NCHW if layout is Layout.NHWC else Layout.NHWC
-    if value.device.type == "cpu" and holds(value, other):
+    if in_programs(value) and holds(value, other):
         changed: torch.Tensor = torch.ops.convselect.to_layout(value, layout is Layout.NHWC)
         return changed
     return value.contiguous(memory_format=layout.memory_format)
@@ -237,7 +232,7 @@ def _pooling(node: Node, option: Option) -> Arguments | None:
         return None
     src = args_of(node)[0].meta["val"]
     sizes, out = ([known_size(size) for size in value.shape[1:]] for value in (src, node.meta["val"]))
-    if src.device.type != "cpu" or in_both(src) or None in (*sizes, *out):
+    if not in_programs(src) or in_both(src) or None in (*sizes, *out):
         return None
     return ARGUMENTS[node.target]((0, *sizes), (0, *out), *args_of(node)[1:], **node.kwargs)
 

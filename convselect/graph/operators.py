@@ -54,6 +54,11 @@ _DTYPES = {"cpu": (torch.float32,), "cuda": GPU_DTYPES}
 _KIND_OF = {target: kind for kind, targets in _KINDS.items() for target in targets}
 
 
+def in_programs(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether our C++ operators, which programs are made of, take `value`: a float32 tensor on the CPU."""
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
+
+
 def is_activation(value: object) -> TypeGuard[torch.Tensor]:
     """Whether `value` is what layouts are about: a 4-d float32 tensor on the CPU, or one on a GPU."""
     return (
@@ -104,7 +109,7 @@ def _mean(node: Node) -> str | None:
         return None
     src = args_of(node)[0].meta["val"]
     window = [known for size in src.shape[2:] if (known := known_size(size)) is not None]
-    if src.device.type != "cpu" or len(window) < 2:
+    if not in_programs(src) or len(window) < 2:
         return "mean"
     pooling = mean_arguments((0, 0, *window), (0, 0, 1, 1), *args_of(node)[1:], **kwargs_of(node))
     return "mean" if pooling is None else windowed("avg_pool", window)

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from convselect.graph.custom_op import gpu_conv
 from convselect.graph.lower import Call, ScaleShift, copied
 from convselect.graph.nodes import args_of
+from convselect.graph.operators import in_programs
 from convselect.primitives.gpu.norms import by_aten
 
 
@@ -20,9 +21,9 @@ class _Opaque(Interpreter):
     """With GPU primitives as operators, and GPU batch norms as what Inductor can fuse."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(target, Call) and target.primitive.device != "cpu":
+        if isinstance(target, Call) and not target.primitive.traceable:
             return gpu_conv(target, *args)
-        if isinstance(target, ScaleShift) and args[0].device.type != "cpu":
+        if isinstance(target, ScaleShift) and not in_programs(args[0]):
             src, scale, shift = args
             return by_aten(src, scale, shift, target.activation)
         return super().call_function(target, args, kwargs)

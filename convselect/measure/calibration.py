@@ -20,10 +20,8 @@ import convselect.primitives  # noqa: F401  (fills the registry)
 from convselect.costs import Costs, Model, Samples, model_for, store
 from convselect.data import COMMON, read_problems
 from convselect.machine import Machine
-from convselect.measure.cuda import GpuTimer
-from convselect.measure.operators import time_transforms
 from convselect.measure.progress import Report, reporting
-from convselect.measure.timers import Timer, timer_on
+from convselect.measure.timers import Timer, timer_on, transforms_on
 from convselect.primitive import Primitive, candidates
 from convselect.problem import ConvProblem
 
@@ -141,8 +139,7 @@ def _time_transforms(timer: Timer, samples: Samples, problems: Mapping[ConvProbl
     """Layout transforms of sources over the problems' range of sizes."""
     shapes = sorted({(p.mb, p.ic, p.ih, p.iw) for p in problems if p.ic > 1 < p.ih * p.iw}, key=math.prod)
     spread = [shapes[i] for i in sorted({0, len(shapes) // 3, 2 * len(shapes) // 3, len(shapes) - 1})] if shapes else []
-    time_all = timer.time_transforms if isinstance(timer, GpuTimer) else time_transforms
-    for row in time_all(spread[::-1], rounds=_ROUNDS, deadline=deadline):
+    for row in transforms_on(timer, spread[::-1], _ROUNDS, deadline):
         samples.add_operator(*row)
 
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 from convselect.graph.fuse import activation_of
 from convselect.graph.lower import Call, ScaleShift, to_layout
 from convselect.graph.nodes import args_of
-from convselect.graph.operators import layout_of
+from convselect.graph.operators import in_programs, layout_of
 from convselect.graph.program.arena import Buffer, place
 from convselect.layout import Layout, holds
 from convselect.machine import Machine
@@ -31,13 +31,13 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, at
 
 def is_step(node: Node) -> bool:
     """Whether a program can run `node`; a view costs it nothing."""
-    if node.op != "call_function" or not _is_float(node):
+    if node.op != "call_function" or not in_programs(node.meta.get("val")):
         return False
     value, target = node.meta["val"], node.target
     sources = tensors_of(node)
     if isinstance(target, Call):
         return isinstance(target.primitive, KernelPrimitive)
-    if not all(_is_float(source) and _is_dense(source) for source in sources):
+    if not all(in_programs(source.meta.get("val")) and _is_dense(source) for source in sources):
         return False
     if target is to_layout:
         return True
@@ -96,11 +96,6 @@ def gives_strides(node: Node) -> bool:
 def is_nhwc(node: Node) -> bool:
     """Also for a value that is dense in both layouts."""
     return bool(node.meta["val"].dim() == 4 and holds(node.meta["val"], Layout.NHWC))
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
 
 
 def _is_dense(node: Node) -> bool:

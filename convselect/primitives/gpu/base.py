@@ -12,7 +12,7 @@ import torch
 
 from convselect.errors import brief
 from convselect.kernels.triton.launch import Epilogue, Launch, Tile, start
-from convselect.layout import Layout, strides
+from convselect.layout import Layout, dense, strides
 from convselect.machine import PRECISIONS, Gpu, Machine, gpu, tf32_allowed
 from convselect.primitive import ACTIVATIONS, Activation, Primitive
 from convselect.problem import ConvProblem
@@ -107,6 +107,7 @@ class TritonPrimitive(Primitive):
     """
 
     device = "cuda"
+    traceable = False
     precisions: tuple[str, ...] = PRECISIONS
     tile: Tile | None = None
     bounds: Mapping[str, float] = EXACT_BOUNDS
@@ -162,12 +163,20 @@ class TritonPrimitive(Primitive):
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
+        src, residual = as_planned(self, src, residual)
         size = (src.shape[0], problem.oc, problem.oh, problem.ow)
         dst = src.new_empty_strided(size, strides(size, self.dst_layout))
         end = epilogue(activation, bias, residual)
         if size[0]:
             start(self.launches(problem, Operands(src, packed, dst, end), tf32_allowed()), src.device)
         return dst
+
+
+def as_planned(
+    primitive: Primitive, src: torch.Tensor, residual: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The operands in the primitive's layouts: what ATen's operators give on a GPU, tracing does not always tell."""
+    return dense(src, primitive.src_layout), None if residual is None else dense(residual, primitive.dst_layout)
 
 
 def epilogue(activation: Activation, bias: torch.Tensor | None, residual: torch.Tensor | None) -> Epilogue:

@@ -9,7 +9,7 @@ from convselect.layout import Layout, dense
 from convselect.machine import PRECISIONS, Gpu, Machine
 from convselect.primitive import IDENTITY, Activation, register
 from convselect.primitives.aten import TorchConvolution, apply_activation
-from convselect.primitives.gpu.base import EXACT_BOUNDS, element_bytes, epilogue, no_gpu, triton_works
+from convselect.primitives.gpu.base import EXACT_BOUNDS, as_planned, element_bytes, epilogue, no_gpu, triton_works
 from convselect.problem import ConvProblem
 
 
@@ -20,6 +20,7 @@ class GpuConvolution(TorchConvolution):
     """
 
     device = "cuda"
+    traceable = False
 
     def __init__(self, family: str, layout: Layout) -> None:
         self.family, self.name = family, f"{family}_{layout}" if family == "cudnn" else f"{family}_cuda_{layout}"
@@ -51,6 +52,7 @@ class GpuConvolution(TorchConvolution):
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
+        src, residual = as_planned(self, src, residual)
         dst = dense(self.convolve(problem, src, packed, None), self.dst_layout)
         if (bias is None and residual is None and activation == IDENTITY) or not len(dst):
             return dst
