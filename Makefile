@@ -17,7 +17,7 @@ TEST_WORKERS ?= 2
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
-KERNEL_SOURCES := $(wildcard kernels/cpu/*)
+KERNEL_SOURCES := $(wildcard kernels/cpu/*) convselect/runtime/changes.cpp
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
 SANITIZED := build/kernel_test/sanitized
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal

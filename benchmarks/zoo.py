@@ -35,7 +35,7 @@ from convselect.machine import cpu
 FOLDER = Path(__file__).with_name("zoo")
 CHECK = Path(__file__).with_name("zoo_check.py")
 PARTS = ("results", "times")
-LIMIT_S = 600
+LIMIT_S = 1200
 """Of processor time for one network."""
 PATIENCE = 20
 """So many times longer it may take where others compute."""

@@ -2,32 +2,29 @@
 
 Dynamo decides by thousands of guards, at each call, whether compiled code still fits a module; after a network has
 filled the caches that takes 0.7 ms for MobileNet-v2, a fifth of its time. Nearly all of them look at attributes of
-modules and at names of Python modules, all of which live in dictionaries, and CPython counts the changes of a
-dictionary. So a call through Dynamo is remembered with the version of each dictionary of the model and with the values
-of the names that its guards read, and a later call with the same kind of inputs that finds all of them unchanged runs
-the same graph. Any change whatever sends the call through Dynamo again, which decides as it would have done.
+modules and at names of Python modules, all of which live in dictionaries, whose changes CPython counts (`changes.py`).
+So a call through Dynamo is remembered with the state of the model (`model_state.py`) and with the values of the names
+that its guards read, and a later call with the same kind of inputs that finds all of them unchanged runs the same
+graph. Any change whatever sends the call through Dynamo again, which decides as it would have done.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch._C._dynamo.guards import GlobalStateGuard, dict_version
+from torch._C._dynamo.guards import GlobalStateGuard
 from torch._dynamo.eval_frame import DynamoStance, OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils import _pytree as pytree
 
 import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.errors import UnconvertedError
+from convselect.runtime import changes
 from convselect.runtime.compiled import Run, recording
+from convselect.runtime.model_state import ModelState
 from convselect.runtime.watcher import PLAIN, UNSEEN, Reader, Watcher
-
-_VERSION_OFFSET = 24
-"""Where `ma_version_tag` lies in a dict of CPython 3.10 and 3.11: after reference count, type and length."""
 
 _ORDINARY = DynamoStance()
 
@@ -35,15 +32,17 @@ _ORDINARY = DynamoStance()
 class Shortcut:
     """One remembered call: its graph, and where the call's arguments go and its results come from."""
 
-    def __init__(self, run: Run, leaves: Sequence[torch.Tensor], result: Any, reader: Reader) -> None:
+    def __init__(
+        self, run: Run, leaves: Sequence[torch.Tensor], result: Any, state: ModelState, reader: Reader
+    ) -> None:
         """Raises `ValueError` where the graph's inputs and results are not the call's own."""
         self._run = run.graph.run
         place = {id(leaf): i for i, leaf in enumerate(leaves)}
         self._given = [(i, place[id(value)]) for i, value in enumerate(run.rest) if id(value) in place]
         self._statics = run.statics
         self._rest = [None if id(value) in place else value for value in run.rest]
-        self._dictionaries, self._names = reader.dictionaries, list(reader.names.values())
-        held = {id(value) for dictionary in self._dictionaries.values() for value in dictionary.values()}
+        self._state, self._names = state, list(reader.names.values())
+        held = {id(value) for dictionary in state.dictionaries.values() for value in dictionary.values()}
         held |= {id(value) for _, _, value in self._names}
         if not all(arg is None or type(arg) is int or id(arg) in held for arg in (*self._statics, *self._rest)):
             raise ValueError("an input of the graph is neither an argument nor held by a module")
@@ -54,14 +53,11 @@ class Shortcut:
         self._results = [results[id(value)] for value in made]
         self._global = GlobalStateGuard()
         self._autocast = torch._C._is_any_autocast_enabled()
-        versions = [(id(d) + _VERSION_OFFSET, dict_version(d)) for d in self._dictionaries.values()]
-        self._versions = torch.tensor(versions)
         self.calls, self.wasted = 0, 0
 
     def is_current(self) -> bool:
-        unchanged: bool = torch.ops.convselect.unchanged(self._versions)
         return (
-            unchanged
+            self._state.is_current()
             and self._global.check()
             and all(namespace.get(name, UNSEEN) is value for namespace, name, value in self._names)
         )
@@ -132,15 +128,17 @@ class Shortcuts:
     """The remembered calls of one compiled model."""
 
     MOST = 64
-    WORTH, PATIENCE = 32, 3
+    WORTH, PATIENCE = 32, 4
     """A shortcut that a change ends before so many calls was wasted: learning takes what about as many of them save.
-    After so many wasted in a row none is made.
+    So was learning from a call that changes the model, as compiling does. After so many wasted in a row none is made.
     """
 
     def __init__(self, watcher: Watcher, model: torch.nn.Module) -> None:
         self._watcher, self._model = watcher, model
-        self._known: dict[tuple[Any, ...], Shortcut | None] = {}
-        """None: a call that has no shortcut."""
+        self._changes = changes.Changes()
+        self._state: ModelState | None = None
+        self._known: dict[tuple[Any, ...], Shortcut | int | None] = {}
+        """How many tries were wasted where there is no shortcut yet; None for a call that is to have none."""
 
     def call(self, guarded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`guarded(*args, **kwargs)`, the call through Dynamo, or the graph that it ran the last time."""
@@ -150,27 +148,36 @@ class Shortcuts:
         parts, leaves = found
         # What has no shortcut with gradients, or in training, may have one without.
         key = (*parts, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self._model.training)
-        shortcut = self._known.get(key, self)
-        if shortcut is None:
+        known = self._known.get(key, 0)
+        if known is None:
             return guarded(*args, **kwargs)
-        wasted = 0
-        if isinstance(shortcut, Shortcut):
-            if shortcut.is_current():
-                return shortcut(leaves)
-            wasted = shortcut.wasted + 1 if shortcut.calls < self.WORTH else 0
+        if isinstance(known, Shortcut):
+            if known.is_current():
+                return known(leaves)
+            known = known.wasted + 1 if known.calls < self.WORTH else 0
+        state = self._state
+        if state is None or not state.is_current():
+            self._state = state = ModelState(self._model, self._changes)
         with recording() as ran:
             result = guarded(*args, **kwargs)
         if len(self._known) >= self.MOST:
             self._known.clear()
-        self._known[key] = self._learn(leaves, ran, result, wasted)
+        self._known[key] = self._learn(leaves, ran, result, state, known)
         return result
 
-    def _learn(self, leaves: Sequence[torch.Tensor], ran: Sequence[Run], result: Any, wasted: int) -> Shortcut | None:
-        reader = self._watcher.read_by(ran[0].graph) if len(ran) == 1 and wasted < self.PATIENCE else None
+    def _learn(
+        self, leaves: Sequence[torch.Tensor], ran: Sequence[Run], result: Any, state: ModelState, wasted: int
+    ) -> Shortcut | int | None:
+        """What is known of such a call, after one that began in `state`."""
+        if len(ran) != 1 or wasted >= self.PATIENCE:
+            return None
+        if not state.is_untouched():  # the graph that ran may be another than Dynamo would choose now
+            return wasted + 1
+        reader = self._watcher.read_by(ran[0].graph, state.dictionaries)
         if reader is None:
             return None
         try:
-            shortcut = Shortcut(ran[0], leaves, result, reader)
+            shortcut = Shortcut(ran[0], leaves, result, state, reader)
         except ValueError:
             return None
         shortcut.wasted = wasted
@@ -211,25 +218,6 @@ def as_compiled(
         compiled.__class__ = CompiledModule
         compiled.__dict__["_again"] = again
         compiled.__dict__["_watcher"] = watcher  # which nothing else keeps alive
-        if _versions_work():
+        if changes.missing() is None:
             compiled.__dict__["_shortcuts"] = Shortcuts(watcher, model)
     return compiled
-
-
-@lru_cache(maxsize=1)
-def _versions_work() -> bool:
-    """Whether each assignment to an attribute changes the word that is watched, also where CPython specialises it.
-
-    From 3.12 on `dict_version` counts by a watcher of torch's own, which costs more than many a guard.
-    """
-    if sys.version_info >= (3, 12) or sys.implementation.name != "cpython":
-        return False
-    module = torch.nn.Module()
-    for i in range(64):
-        row = id(module.__dict__) + _VERSION_OFFSET, dict_version(module.__dict__)
-        before = torch.tensor([row])
-        same = torch.ops.convselect.unchanged(before)
-        module.training = i  # type: ignore[assignment]
-        if not same or torch.ops.convselect.unchanged(before):
-            return False
-    return True

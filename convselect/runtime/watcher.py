@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import builtins
 import dis
-import gc
 import re
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import getattr_static
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from torch._dynamo.output_graph import OutputGraph
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch.utils.hooks import RemovableHandle
 
+from convselect.runtime.changes import dictionary_of
 from convselect.runtime.compiled import CompiledGraph
 
 _T = TypeVar("_T")
@@ -135,13 +136,15 @@ class Watcher:
         if paths is not None:
             self._paths[graph] = paths
 
-    def read_by(self, graph: CompiledGraph) -> Reader | None:
-        """What must be unchanged for `graph` to be right; None if it does not show every change."""
+    def read_by(self, graph: CompiledGraph, dictionaries: Mapping[int, dict[Any, Any]]) -> Reader | None:
+        """What must be unchanged, beside these dictionaries of the model, for `graph` to be right; None if a change of
+        what it depends on may be of neither.
+        """
         paths = self._paths.get(graph)
         if paths is None:
             return None
         model = _alive(self._model)
-        reader = Reader(model, paths.namespace)
+        reader = Reader(model, dictionaries, paths.namespace)
         found = [reader.follow(model, path) for path in paths.model]
         found += [reader.follow(paths.namespace, path) for path in paths.names]
         return reader if all(map(_shows, found)) else None
@@ -185,15 +188,16 @@ def _paths_of(output: OutputGraph, model: torch.nn.Module) -> Paths | None:
 
 
 class Reader:
-    """Follows paths, and collects dictionaries and names that are unchanged as long as the paths lead to the same.
+    """Follows paths, and collects the names that, beside the dictionaries of the model, lead to the same.
 
     The dictionary of a Python module as a whole would show too much: at the top level of a script each statement that
     assigns changes one.
     """
 
-    def __init__(self, model: torch.nn.Module, namespace: dict[str, Any]) -> None:
-        self.dictionaries = _of_modules(model)
-        """By their id."""
+    def __init__(
+        self, model: torch.nn.Module, dictionaries: Mapping[int, dict[Any, Any]], namespace: dict[str, Any]
+    ) -> None:
+        self._dictionaries = dictionaries
         self.names: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
         """The dictionary of a Python module, a name and its value, by the id of the dictionary and the name."""
         self._namespace = namespace
@@ -208,7 +212,7 @@ class Reader:
                 return UNSEEN
             end = step.end()
             name, key = step.groups()
-            if key is not None and id(value) in self.dictionaries:
+            if key is not None and id(value) in self._dictionaries:
                 value = value.get(key, UNSEEN)
             elif key is not None:
                 value = self._named(value, key) if value is self._namespace or value is builtins.__dict__ else UNSEEN
@@ -217,7 +221,8 @@ class Reader:
             elif id(value) in self._inside or (
                 isinstance(value, types.FunctionType) and name in ("__name__", "__module__")
             ):
-                value = getattr(value, name, UNSEEN)
+                slotted = isinstance(getattr_static(type(value), name, None), types.MemberDescriptorType)
+                value = UNSEEN if slotted else getattr(value, name, UNSEEN)
             else:
                 return UNSEEN
         return value
@@ -228,14 +233,13 @@ class Reader:
         return value
 
 
-def _of_modules(model: torch.nn.Module) -> dict[int, dict[Any, Any]]:
+def dictionaries_of(model: torch.nn.Module) -> dict[int, dict[Any, Any]]:
     """The dictionaries of all modules, those among their attributes, and those of their classes, by their id."""
     found: list[dict[Any, Any]] = []
     for module in model.modules():
         found.append(module.__dict__)
         found += [value for name, value in module.__dict__.items() if name not in _UNREAD]
-    for kind in {base for module in model.modules() for base in type(module).__mro__[:-1]}:
-        found += gc.get_referents(kind.__dict__)  # the dictionary under the read-only proxy
+    found += map(dictionary_of, {base for module in model.modules() for base in type(module).__mro__[:-1]})
     return {id(dictionary): dictionary for dictionary in found if isinstance(dictionary, dict)}
 
 

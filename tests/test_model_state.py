@@ -1,0 +1,130 @@
+"""Changes of a model that no dictionary shows, and changes that come and go: a shortcut knows of them all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from watched import Net, X, close, compiled, shortcuts
+
+from convselect.runtime import changes
+from convselect.runtime.changes import Changes
+from convselect.runtime.model_state import ModelState
+from convselect.runtime.shortcut import Shortcut, Shortcuts
+
+pytestmark = pytest.mark.skipif(changes.missing() is not None, reason=str(changes.missing()))
+
+
+@pytest.fixture(autouse=True)
+def _reset() -> None:
+    torch._dynamo.reset()
+
+
+class Negated(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+class Slotted(nn.Module):
+    __slots__ = ("factor",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.factor = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.factor
+
+
+HIDDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], object]]] = {
+    "class": (Net, lambda net: setattr(net.conv, "__class__", Negated)),
+    "dictionary": (Net, lambda net: setattr(net.conv, "__dict__", {**net.conv.__dict__, "stride": (2, 2)})),
+    "dictionary of the model": (Net, lambda net: setattr(net, "__dict__", {**net.__dict__, "scale": 3.0})),
+    "slot": (Slotted, lambda net: setattr(net, "factor", 5.0)),
+    "method of a class": (Net, lambda net: setattr(Net, "forward", lambda self, x: self.conv(x))),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@torch.inference_mode()
+def test_a_hidden_change_is_seen(name: str) -> None:
+    make, change = HIDDEN[name]
+    model = make()
+    fast = compiled(model)
+    for _ in range(3):
+        close(fast(X), model(X))
+    before = model(X)
+    with torch.inference_mode(False), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Net, "forward", Net.forward)  # undone at the end
+        change(model)
+        with torch.inference_mode():
+            after = model(X)
+            assert after.shape != before.shape or not torch.allclose(after, before)
+            for _ in range(3):
+                close(fast(X), after)
+
+
+@torch.inference_mode()
+def test_other_models_may_be_compiled(guarded: list[int]) -> None:
+    model = Net()
+    fast = compiled(model)
+    for _ in range(2):
+        fast(X)
+    shortcut = shortcuts(fast)[0]
+    assert isinstance(shortcut, Shortcut)
+    for kernel in range(1, 2 * Shortcuts.PATIENCE):
+        compiled(nn.Sequential(nn.Conv2d(3, 4, kernel), nn.ReLU()))(X)
+        count = len(guarded)
+        close(fast(X), model(X))
+        assert len(guarded) == count
+    assert shortcuts(fast) == [shortcut]
+
+
+@torch.inference_mode()
+def test_a_change_while_a_call_runs_is_not_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's, and back again: what ran belongs to neither state."""
+    model = Net()
+    fast = compiled(model)
+    fast(X)
+    state_of = Shortcuts._learn
+
+    def learn(self: Shortcuts, *args: Any) -> Any:
+        def there_and_back() -> None:
+            model.scale = 5.0
+            model.scale = 1.0
+
+        thread = threading.Thread(target=there_and_back)
+        thread.start()
+        thread.join()
+        return state_of(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shortcuts, "_learn", learn)
+        close(fast(X), model(X))
+    assert not isinstance(shortcuts(fast)[0], Shortcut)
+    close(fast(X), model(X))
+    assert isinstance(shortcuts(fast)[0], Shortcut)
+
+
+def test_states() -> None:
+    model, counter = Net(), Changes()
+    state = ModelState(model, counter)
+    assert state.is_current()
+    assert state.is_untouched()
+    model.scale, scale = 2.0, model.scale
+    assert not state.is_current()
+    model.scale = scale
+    assert not state.is_untouched()
+    assert state.is_current()
+    model.added = nn.ReLU()
+    assert not state.is_current()
+    later = ModelState(model, counter)
+    model.added.inplace = True
+    assert not later.is_current()
+    del model.added
+    assert state.is_current(), "all is as it was at first"
