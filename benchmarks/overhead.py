@@ -46,7 +46,7 @@ def main(networks: tuple[str, ...], threads: int, rounds: int) -> None:
         packed = graph._constants.current(run.statics)
         calls = (
             lambda: fast(x),  # noqa: B023
-            lambda: graph._body(packed, *rest),  # noqa: B023
+            lambda: graph.body(packed, *rest),  # noqa: B023
             lambda: graph._constants.current(run.statics),  # noqa: B023
         )
         for call in calls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import convselect
 from convselect.graph.constants import pack
+from convselect.runtime import weights
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -119,12 +121,17 @@ CHANGES: list[Callable[[nn.Sequential], None]] = [
 ]
 
 
+IN_PART = (one_element_around_autograd, corners_of_a_large_weight)
+"""These change a line or two, which not every call looks at."""
+
+
 @pytest.mark.parametrize("asked", [False, True], ids=["read", "asked"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_changed_weight_is_seen_by_the_next_call(
     change: Callable[[nn.Sequential], None], asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`asked`: as where the layout of a tensor in memory is not known."""
+    monkeypatch.setattr(weights, "_WHOLE_S", 0.0 if change in IN_PART else math.inf)
     if asked:
         monkeypatch.setattr("convselect.runtime.weights.metadata_of", lambda tensor: None)
     torch._dynamo.reset()
@@ -138,6 +145,23 @@ def test_a_changed_weight_is_seen_by_the_next_call(
         after = fast(X)
         torch.testing.assert_close(after, model(X), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, after, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", IN_PART, ids=lambda change: change.__name__)
+def test_a_part_that_changed_around_autograd_is_seen_within_sixteen_calls(
+    change: Callable[[nn.Sequential], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_WHOLE_S", math.inf)
+    torch._dynamo.reset()
+    model = network()
+    fast = convselect.compile(model, calibrate="never", strict=True)
+    with torch.inference_mode():
+        for _ in range(20):
+            fast(X)
+        change(model)
+        for _ in range(15):
+            fast(X)
+        torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-4)
 
 
 def test_weights_made_under_inference_mode() -> None:

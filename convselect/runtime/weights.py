@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from convselect.machine import tf32_allowed
 from convselect.runtime.tensor_memory import identity_of, metadata_of
 
 _CPU = torch.device("cpu")
+Array = npt.NDArray[np.int64]
 
 
 class Constants:
@@ -70,11 +72,12 @@ class _State:
     """What was packed from which tensors.
 
     A tensor is unchanged if it is the same object, of the same inner tensor, with the same address, shape, version and
-    fingerprint. The address
-    cannot be reused by another tensor, since an alias keeps the storage alive. The version counts every write that
-    autograd sees. The fingerprint is for writes that go around it (`.data`, NumPy): it reads tensors of up to 8 KiB
-    whole, and of larger ones 16 cache lines all over it, so it sees whatever changes all of a tensor, or more than a
-    15th of it in one run. Tensors made under inference mode have no version and are read whole.
+    data. The address cannot be reused by another tensor, since an alias keeps the storage alive. The version counts
+    every write that autograd sees. The data is looked at for writes that go around it (`.data`, NumPy): tensors of up
+    to 8 KiB whole, and of larger ones 16 cache lines all over it, so that whatever changes all of a tensor, or more
+    than a 15th of it in one run, changes a line. Cold, these lines would be most of a call's overhead; so a call looks
+    at one in sixteen, at least one of each tensor, in turn, and at all only where that was not done for `_WHOLE_S`.
+    Tensors made under inference mode have no version and are always read whole.
 
     A GPU's data is out of the host's reach: its tensors have no fingerprint, so a write there that goes around autograd
     (`.data`) is not seen. Those made under inference mode are compared with a copy, for which the host waits each time,
@@ -101,9 +104,11 @@ class _State:
         self._answers = list(map(_ask, self._asked))
         rows = [row for known in metadata if known is not None for row in known]
         self._metadata = torch.tensor(rows, dtype=torch.int64, device=_CPU).reshape(-1, 2)
-        data = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
-        self._data = torch.from_numpy(np.concatenate([np.empty((0, 2), np.int64), *data]))
-        self._fingerprints = tuple(map(torch.ops.convselect.fingerprint, (self._metadata, self._data)))
+        lines = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
+        self._data = [_table(parts[i % len(parts)] for parts in lines if parts) for i in range(_TURNS)]
+        self._turn, self._whole_at = 0, time.perf_counter()
+        self._fingerprint = torch.ops.convselect.fingerprint(self._metadata)
+        self._fingerprints = list(map(torch.ops.convselect.fingerprint, self._data))
         self.packed = pack()  # now: what another thread writes meanwhile must not pass for packed
 
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
@@ -113,11 +118,23 @@ class _State:
             and (self.ready is None or tf32_allowed() == self._tf32)  # a GPU's float32 weights are rounded for it
             and torch.ops.convselect.unchanged(self._identities)
             and list(map(_ask, self._asked)) == self._answers
-            and torch.ops.convselect.fingerprint(self._metadata) == self._fingerprints[0]
+            and torch.ops.convselect.fingerprint(self._metadata) == self._fingerprint
             # Only now: a storage that was moved (`share_memory_`, `resize_`) has given its old memory back.
-            and torch.ops.convselect.fingerprint(self._data) == self._fingerprints[1]
+            and self._has_data()
             and (self._copy is None or self._equals(self._copy))
         )
+
+    def _has_data(self) -> bool:
+        now, turn = time.perf_counter(), self._turn
+        whole = now - self._whole_at >= _WHOLE_S
+        for i in range(_TURNS) if whole else (turn,):
+            if torch.ops.convselect.fingerprint(self._data[i]) != self._fingerprints[i]:
+                return False  # and again, if asked again
+        if whole:
+            self._whole_at = now
+        else:
+            self._turn = (turn + 1) % _TURNS
+        return True
 
     def _equals(self, copy: torch.Tensor) -> bool:
         if self.ready is None or streams.is_capturing():
@@ -140,17 +157,25 @@ def _ask(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), version
 
 
-_LINE, _WHOLE, _SAMPLES = 64, 8 * 1024, 16
+_LINE, _SMALL, _TURNS = 64, 8 * 1024, 16
+_WHOLE_S = 0.1
 
 
-def _lines(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
-    """The (address, bytes) of the tensor's data that are fingerprinted, int64 [n, 2]."""
+def _lines(tensor: torch.Tensor) -> list[Array]:
+    """The (address, bytes) of the lines of its data that are looked at, int64 [n, 2], in turn; empty for no data."""
     nbytes = _storage_bytes(tensor)
-    if tensor.is_inference() or nbytes <= _WHOLE:
+    if tensor.is_inference() or nbytes <= _SMALL:
         starts = np.arange(0, nbytes, _LINE)
     else:
-        starts = np.arange(_SAMPLES) * (nbytes - _LINE) // (_SAMPLES - 1)
-    return np.stack([tensor.data_ptr() + starts, np.minimum(nbytes - starts, _LINE)], axis=1)
+        starts = np.arange(_TURNS) * (nbytes - _LINE) // (_TURNS - 1)
+    rows = np.stack([tensor.data_ptr() + starts, np.minimum(nbytes - starts, _LINE)], axis=1)
+    if tensor.is_inference():
+        return [rows]
+    return [rows[i::_TURNS] for i in range(min(len(rows), _TURNS))]
+
+
+def _table(rows: Iterable[Array]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.empty((0, 2), np.int64), *rows]))
 
 
 def _storage_bytes(tensor: torch.Tensor) -> int:

@@ -329,15 +329,21 @@ int64_t fingerprint(Tensor table) {
     for (int64_t i = begin; i < end; ++i) {
       if (i + AHEAD < end) __builtin_prefetch(reinterpret_cast<const char*>(rows[2 * (i + AHEAD)]));
       const char* at = reinterpret_cast<const char*>(rows[2 * i]);
-      const int64_t bytes = rows[2 * i + 1];
-      uint64_t words[8] = {}, lanes[4] = {};
-      if (bytes == LINE)
-        std::memcpy(words, at, LINE);
-      else if (bytes == sizeof *words)
-        std::memcpy(words, at, sizeof *words);
-      else
-        std::memcpy(words, at, static_cast<size_t>(bytes));
-      for (int w = 0; w < 8; ++w) lanes[w % 4] = (lanes[w % 4] ^ words[w]) * 0x9E3779B97F4A7C15u + 1;
+      const int64_t bytes = rows[2 * i + 1], whole = bytes / 8;
+      uint64_t lanes[4] = {};
+      auto take = [&](int lane, int64_t w, int64_t size) __attribute__((always_inline)) {
+        uint64_t word = 0;
+        std::memcpy(&word, at + 8 * w, static_cast<size_t>(size));
+        lanes[lane] = (lanes[lane] ^ word) * 0x9E3779B97F4A7C15u + 1;
+      };
+      int64_t w = 0;
+      for (; w + 4 <= whole; w += 4)
+        for (int lane = 0; lane < 4; ++lane) take(lane, w + lane, 8);
+      for (; w < whole; ++w) take(0, w, 8);
+      if (bytes % 8 == 4)
+        take(1, whole, 4);
+      else if (bytes % 8 != 0)
+        take(1, whole, bytes % 8);
       uint64_t row = static_cast<uint64_t>(i);
       for (uint64_t lane : lanes) row = (row ^ lane ^ (lane >> 29)) * 0xBF58476D1CE4E5B9u;
       sum += row ^ (row >> 31);
