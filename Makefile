@@ -1,7 +1,8 @@
-# Everything happens in .venv, which is set up once and brought up to date when a file it depends on changes.
+# Everything happens in $(VENV), which is set up once and brought up to date when a file it depends on changes.
 # An editable install: a changed Python file needs no step, a changed kernel is compiled again by the next target.
 
 PYTHON ?= python3
+VENV ?= .venv
 # On x86-64 Linux PyPI has these as CUDA builds, which bring gigabytes. pip prefers PyTorch's CPU builds where it sees them:
 # `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo`. Override both versions together.
 TORCH ?= torch==2.13.0
@@ -15,15 +16,15 @@ ZOO_ARGS ?=
 # Tests run in so many processes, each with two threads (tests/conftest.py).
 TEST_WORKERS ?= 2
 
-BIN := .venv/bin
-STAMPS := .venv/stamps
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
 KERNEL_SOURCES := $(wildcard kernels/cpu/*) convselect/runtime/changes.cpp
 CLANG_FORMAT_SOURCES := $(filter %.cpp %.h,$(KERNEL_SOURCES) $(wildcard tests/kernels/*))
 SANITIZED := build/kernel_test/sanitized
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test check sanitize bench zoo lint format clean FORCE
+.PHONY: demo test test-python tests-of-python check sanitize bench zoo lint format clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/install $(STAMPS)/torchvision
@@ -35,6 +36,14 @@ test: lint $(STAMPS)/torchvision
 # For daily work, under two minutes: every test, with one in fifty of its cases, but for those that build or run much.
 check: lint $(STAMPS)/torchvision
 	$(PYTEST) --one-in 50 -m 'not slow and not heavy'
+
+# What depends on the Python, with another one: `make test-python PYTHON=python3.12`. Where PyPI has torch for it as a CUDA
+# build only, that is gigabytes: before a release.
+test-python:
+	$(MAKE) VENV=.venv-$(notdir $(PYTHON)) tests-of-python
+
+tests-of-python: $(STAMPS)/test
+	$(PYTEST) $(patsubst %,tests/test_%.py,changes model_state shortcut shortcut_state weights ordinary_models concurrency)
 
 # The programs, the operators and the fuzz with the library under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(STAMPS)/install $(STAMPS)/test
@@ -62,11 +71,11 @@ format: $(STAMPS)/test
 	$(BIN)/clang-format -i $(CLANG_FORMAT_SOURCES)
 
 clean:
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv* build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMPS)/torch:
 	$(PYTHON) -c 'import sys; sys.exit("convselect needs Python >= 3.10; set PYTHON=" if sys.version_info < (3, 10) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	mkdir -p $(STAMPS)
 	$(PIP) '$(TORCH)' numpy cmake ninja 'scikit-build-core>=0.11'
 	touch $@

@@ -36,6 +36,7 @@ def findings() -> list[Finding]:
         Finding("convselect", importlib.metadata.version("convselect")),
         Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         Finding("torch", torch.__version__),
+        _guards(),
         _compiler(),
         Finding("processor", here.name),
         Finding("kernels", f"compiled for {here.isa}"),
@@ -46,6 +47,15 @@ def findings() -> list[Finding]:
         _gpu(),
         _package("Triton", "triton"),
     ]
+
+
+def _guards() -> Finding:
+    from convselect.runtime import changes
+
+    missing = changes.missing()
+    return Finding(
+        "torch's guards", f"run at each call: {missing}" if missing else "skipped while nothing changes", not missing
+    )
 
 
 def _compiler() -> Finding:
