@@ -8,7 +8,7 @@ the lowered graph writes into it, as the model does.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -86,41 +86,48 @@ class _Writes:
             self._join(node, base)
 
     def _part(self, node: Node) -> None:
-        """`node` replaces a part of its first operand, or a part of a part: then its second does that to the part."""
-        whole = args_of(node)[0]
-        base, value, *how = args_of(node)
-        view, replaced = _VIEW_OF_PART[node.target], [node]
-        while value.target in _VIEW_OF_PART and _only_read_by(value, replaced[-1]):
-            if not _is_part(args_of(value)[0], view, base, how):
-                break
-            replaced.append(value)
-            view = _VIEW_OF_PART[value.target]
-            base, value, *how = args_of(value)
-        if any(each.kwargs for each in replaced):
+        """`node` gives its first operand with a part replaced: then that is written to the part."""
+        found = _replacement(node)
+        if found is not None and not self._unchanged(found) and not self._in_the_part(found):
+            self._copy_into_part(found)
+
+    def _unchanged(self, new: _Replacement) -> bool:
+        """The part becomes what it is: something in place has been written to it before."""
+        if not _is_part(_copied(new.value), new.view, new.base, new.how):
+            return False
+        if self._may_write(new.node, new.whole, new.node, new.replaced):
+            self._replace(new.replaced, new.whole, new.whole)
+        return True
+
+    def _in_the_part(self, new: _Replacement) -> bool:
+        """What the part becomes is computed from the part, by an operator that can do so in place."""
+        value, target = new.value, _in_place(new.value)
+        if target is None or not _only_read_by(value, new.replaced[-1]):
+            return False
+        part = args_of(value)[0]
+        if not _is_part(part, new.view, new.base, new.how) or not self._apart(value, new.whole):
+            return False
+        if not _same_kind(value, part) or not self._may_write(new.node, new.whole, value, new.replaced):
+            return False
+        value.target, value.meta["val"] = target, part.meta["val"]
+        self._join(value, part)
+        self._replace(new.replaced, new.whole, value)
+        return True
+
+    def _copy_into_part(self, new: _Replacement) -> None:
+        """What the part becomes is copied into it."""
+        node, whole, value = new.node, new.whole, new.value
+        if value in self.memory[whole] or not self._may_write(node, whole, node, new.replaced):
             return
-        if _is_part(_copied(value), view, base, how):  # the part becomes what it is
-            if self._may_write(node, whole, node, replaced):
-                self._replace(replaced, whole, whole)
-            return
-        target = _in_place(value)
-        inside = target is not None and _only_read_by(value, replaced[-1])
-        if inside and _is_part(args_of(value)[0], view, base, how) and self._apart(value, whole):
-            part = args_of(value)[0]
-            if _same_kind(value, part) and self._may_write(node, whole, value, replaced):
-                value.target, value.meta["val"] = target, part.meta["val"]
-                self._join(value, part)
-                self._replace(replaced, whole, value)
-                return
-        if value not in self.memory[whole] and self._may_write(node, whole, node, replaced):
-            with self.graph.inserting_before(node):
-                part = self.graph.call_function(view, (base, *how))
-                part.meta["val"] = view(*torch.fx.map_arg((base, *how), value_of))
-                copy = self.graph.call_function(aten.copy_.default, (part, value))
-                copy.meta["val"] = part.meta["val"]
-            self.index |= {part: self.index[node], copy: self.index[node]}
-            self._join(part, base)
-            self._join(copy, part)
-            self._replace(replaced, whole, copy)
+        with self.graph.inserting_before(node):
+            part = self.graph.call_function(new.view, (new.base, *new.how))
+            part.meta["val"] = new.view(*torch.fx.map_arg((new.base, *new.how), value_of))
+            copy = self.graph.call_function(aten.copy_.default, (part, value))
+            copy.meta["val"] = part.meta["val"]
+        self.index |= {part: self.index[node], copy: self.index[node]}
+        self._join(part, new.base)
+        self._join(copy, part)
+        self._replace(new.replaced, whole, copy)
 
     def _replace(self, replaced: list[Node], whole: Node, write: Node) -> None:
         """What read the first of `replaced` reads `whole`, after `write`."""
@@ -181,6 +188,35 @@ class _Writes:
     def _join(self, *nodes: Node) -> None:
         together = set(nodes).union(*(self.memory.get(node, ()) for node in nodes))
         self.memory |= dict.fromkeys(together, together)
+
+
+class _Replacement(NamedTuple):
+    """`node` is `whole`, but `view(base, *how)`, a part of it, is `value`."""
+
+    node: Node
+    whole: Node
+    replaced: list[Node]
+    """`node` and, where the part is a part of a part, what gives that with its part replaced; the outermost first."""
+    view: OpOverload
+    base: Node
+    how: list[Any]
+    value: Node
+
+
+def _replacement(node: Node) -> _Replacement | None:
+    """What `node`, a scatter, replaces."""
+    whole = args_of(node)[0]
+    base, value, *how = args_of(node)
+    view, replaced = _VIEW_OF_PART[node.target], [node]
+    while value.target in _VIEW_OF_PART and _only_read_by(value, replaced[-1]):
+        if not _is_part(args_of(value)[0], view, base, how):
+            break
+        replaced.append(value)
+        view = _VIEW_OF_PART[value.target]
+        base, value, *how = args_of(value)
+    if any(each.kwargs for each in replaced):
+        return None
+    return _Replacement(node, whole, replaced, view, base, how, value)
 
 
 def _packet(node: Node) -> OpOverloadPacket | None:
