@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -16,17 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from saving import MACHINE, save_in_turn
 from torch import nn
 
 import convselect
 from convselect.costs import Samples, store
-from convselect.machine import Machine
 from convselect.primitives.kernel import KernelPrimitive
 
 THREADS, CALLS = 8, 200
 PROCESSES, SAVES = 8, 12
-MACHINE = Machine("cpu", "made up", "avx2", 2, 2, 32768, 1 << 20, 0)
-PROBLEM = "mb1_g1ic64ih56iw56oc64oh56ow56kh3kw3sh1sw1ph1pw1dh1dw1"
 
 
 def network() -> nn.Sequential:
@@ -134,25 +133,14 @@ def test_a_weight_that_is_written_while_it_is_packed(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-def save_in_turn(folder: str, worker: int, told: Connection) -> None:
-    """Says after each save that what it has saved is safe."""
-    os.environ["CONVSELECT_CACHE"] = folder
-    for i in range(SAVES):
-        samples = Samples()
-        samples.add(PROBLEM, f"p{worker}_{i}", 2, 1.0)
-        store.save(MACHINE, samples)
-        told.send(f"p{worker}_{i}")
-    told.close()
-
-
-def started(folder: Path) -> dict[Connection, BaseProcess]:
-    """The processes, by what they tell. Children of a server that has imported all, so that they start at once."""
+def started(folder: Path, saves: Sequence[int]) -> dict[Connection, BaseProcess]:
+    """Processes that save so often, by what they tell: children of a server that has imported all, to start at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["convselect.costs.store"])
     found: dict[Connection, BaseProcess] = {}
-    for worker in range(PROCESSES):
+    for worker, count in enumerate(saves):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=save_in_turn, args=(str(folder), worker, theirs))
+        process = context.Process(target=save_in_turn, args=(str(folder), worker, count, theirs), daemon=True)
         process.start()
         theirs.close()
         found[ours] = process
@@ -161,10 +149,10 @@ def started(folder: Path) -> dict[Connection, BaseProcess]:
 
 @pytest.mark.heavy
 def test_processes_on_one_cache_some_of_which_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of them, each somewhere in the saves that follow its first few."""
+    """Half of them, which would save for ever, each somewhere in the saves that follow its first few."""
     monkeypatch.setenv("CONVSELECT_CACHE", str(tmp_path / "cache"))
     draw = random.Random(0)
-    running = started(tmp_path / "cache")
+    running = started(tmp_path / "cache", [sys.maxsize, SAVES] * (PROCESSES // 2))
     killed_after = {ours: draw.randrange(1, SAVES - 2) for ours in list(running)[::2]}
     said: dict[Connection, list[str]] = {ours: [] for ours in running}
     open_ = set(running)

@@ -108,10 +108,16 @@ def _collect(value: Any, parts: list[Any], leaves: list[Any]) -> bool:
         return True
     if kind in (tuple, list):
         parts += (kind, len(value))
-        return all(_collect(each, parts, leaves) for each in value)
-    if kind is dict and all(type(key) in PLAIN for key in value):
+    elif kind is dict and all(type(key) in PLAIN for key in value):
         parts += (kind, *value)
-        return all(_collect(each, parts, leaves) for each in value.values())
+        value = value.values()
+    else:
+        return False
+    for each in value:  # a generator for `all` would take as long as the rest
+        if not _collect(each, parts, leaves):
+            break
+    else:
+        return True
     return False
 
 
@@ -119,9 +125,9 @@ def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], list
     """What guards on the arguments can depend on, and the tensors among them, no two of which are the same."""
     parts: list[Any] = []
     leaves: list[torch.Tensor] = []
-    if not _collect(args, parts, leaves) or not _collect(kwargs, parts, leaves):
+    if not _collect(args, parts, leaves) or (kwargs and not _collect(kwargs, parts, leaves)):
         return None
-    return None if len(set(map(id, leaves))) < len(leaves) else (parts, leaves)
+    return None if len(leaves) > 1 and len(set(map(id, leaves))) < len(leaves) else (parts, leaves)
 
 
 class Shortcuts:

@@ -114,7 +114,7 @@ class _State:
     def matches(self, statics: Sequence[torch.Tensor]) -> bool:
         return (
             not self.overwritten
-            and (statics is self._held or all(map(operator.is_, statics, self._held)))
+            and self._are_held(statics)
             and (self.ready is None or tf32_allowed() == self._tf32)  # a GPU's float32 weights are rounded for it
             and torch.ops.convselect.unchanged(self._identities)
             and list(map(_ask, self._asked)) == self._answers
@@ -123,6 +123,13 @@ class _State:
             and self._has_data()
             and (self._copy is None or self._equals(self._copy))
         )
+
+    def _are_held(self, statics: Sequence[torch.Tensor]) -> bool:
+        if statics is not self._held:
+            if not all(map(operator.is_, statics, self._held)):
+                return False
+            self._held = statics  # a shortcut brings the same list each time
+        return True
 
     def _has_data(self) -> bool:
         now, turn = time.perf_counter(), self._turn
