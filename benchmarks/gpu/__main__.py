@@ -222,7 +222,8 @@ def run_tests(out: Path, seconds: float) -> None:
     """Unless they have run to their end."""
     if (out / "tests.json").exists():
         return
-    names = "gpu_runs", "gpu_streams", "gpu_kernels", "gpu_plans", "cuda_graphs", "gpu", "gpu_costs"
+    names = ("gpu_runs", "gpu_streams", "gpu_kernels", "gpu_plans", "cuda_graphs", "gpu", "gpu_costs")
+    names += ("changes", "model_state", "shortcut", "weights")  # calls without guards, on the Python there
     workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []  # they wait for Triton's compiler mostly
     tests = [f"tests/test_{name}.py" for name in names]
     command = [sys.executable, "-m", "pytest", "-W", "default", "-vv", "--tb=short", *workers, *tests]
