@@ -6,6 +6,7 @@
 #include "activation.h"
 #include "families.h"
 #include "parallel.h"
+#include "window.h"
 
 namespace convselect::CONVSELECT_ISA {
 namespace {
@@ -71,17 +72,7 @@ void pixels(const Pixels& b) {
       Vec row[COLUMNS];
 #pragma GCC unroll 16
       for (int i = 0; i < COLUMNS; ++i, from += channels) row[i] = get(PADDED ? window[r * COLUMNS + i] + c : from);
-#pragma GCC unroll 8
-      for (int y = 0; y < PY; ++y) {
-        const int ky = r - y * S;
-        if (ky < 0 || ky >= K) continue;
-#pragma GCC unroll 8
-        for (int kx = 0; kx < K; ++kx) {
-          const Vec w = load(packed + (ky * K + kx) * VL);
-#pragma GCC unroll 8
-          for (int x = 0; x < PX; ++x) acc[y][x] += w * row[x * S + kx];
-        }
-      }
+      add_row<K, S>(r, row, packed, acc);
     }
 #pragma GCC unroll 8
     for (int y = 0; y < PY; ++y)

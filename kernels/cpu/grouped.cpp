@@ -7,6 +7,7 @@
 #include "families.h"
 #include "gemm.h"
 #include "parallel.h"
+#include "window.h"
 
 namespace convselect::CONVSELECT_ISA {
 namespace {
@@ -98,17 +99,7 @@ void pixels(const Pixels& b) {
             row[i] =
                 SHARED ? __builtin_shuffle(whole ? load(pixel) : load_part(pixel, src_lanes), index) : splat(pixel[c]);
           }
-#pragma GCC unroll 8
-          for (int y = 0; y < PY; ++y) {
-            const int ky = r - y * S;
-            if (ky < 0 || ky >= K) continue;
-#pragma GCC unroll 8
-            for (int kx = 0; kx < K; ++kx) {
-              const Vec w = load(packed + (ky * K + kx) * VL);
-#pragma GCC unroll 8
-              for (int x = 0; x < PX; ++x) acc[y][x] += w * row[x * S + kx];
-            }
-          }
+          add_row<K, S>(r, row, packed, acc);
         }
       }
     };
