@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from watched import Net, X, close, compiled, shortcuts
 
 from convselect.runtime import changes
-from convselect.runtime.changes import Changes
 from convselect.runtime.model_state import ModelState
 from convselect.runtime.shortcut import Shortcut, Shortcuts
 
@@ -112,8 +113,8 @@ def test_a_change_while_a_call_runs_is_not_learnt(monkeypatch: pytest.MonkeyPatc
 
 
 def test_states() -> None:
-    model, counter = Net(), Changes()
-    state = ModelState(model, counter)
+    model = Net()
+    state = ModelState(model)
     assert state.is_current()
     assert state.is_untouched()
     model.scale, scale = 2.0, model.scale
@@ -123,8 +124,25 @@ def test_states() -> None:
     assert state.is_current()
     model.added = nn.ReLU()
     assert not state.is_current()
-    later = ModelState(model, counter)
+    later = ModelState(model)
     model.added.inplace = True
     assert not later.is_current()
     del model.added
     assert state.is_current(), "all is as it was at first"
+
+
+@torch.inference_mode()
+def test_a_state_that_is_over_keeps_nothing_alive() -> None:
+    model = Net()
+    fast = compiled(model)
+    gone = []
+    for kernel in (1, 3, 5):
+        with torch.inference_mode(False):
+            model.conv = nn.Conv2d(3, 16, kernel, padding=kernel // 2).eval()
+        gone.append(weakref.ref(model.conv))
+        for size in (9, 10):
+            for _ in range(Shortcuts.WORTH + 1):
+                fast(X[..., :size])
+    close(fast(X), model(X))
+    gc.collect()
+    assert [module() is None for module in gone] == [True, True, False]

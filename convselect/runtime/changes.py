@@ -54,7 +54,7 @@ class Changes:
             self._held[id(dictionary)] = dictionary
             if _WATCHERS:
                 self._library.convselect_watch(id(dictionary), self._address)
-                ctypes.pythonapi.PyDict_Watch(_watcher(), dictionary)
+                _python().PyDict_Watch(_watcher(), dictionary)
             else:
                 self._versions.append(id(dictionary) + _VERSION_OFFSET)
 
@@ -192,9 +192,16 @@ def _library() -> ctypes.PyDLL:
 
 
 @lru_cache(maxsize=1)
+def _python() -> ctypes.PyDLL:
+    """The interpreter; `ctypes.pythonapi` is everybody's."""
+    python = ctypes.PyDLL(None)
+    python.PyDict_AddWatcher.argtypes = [ctypes.c_void_p]
+    python.PyDict_Watch.argtypes = [ctypes.c_int, ctypes.py_object]
+    return python
+
+
+@lru_cache(maxsize=1)
 def _watcher() -> int:
     """The one of the six or so watchers of a process that is ours."""
-    ctypes.pythonapi.PyDict_AddWatcher.argtypes = [ctypes.c_void_p]
-    ctypes.pythonapi.PyDict_Watch.argtypes = [ctypes.c_int, ctypes.py_object]
     on_event = ctypes.cast(_library().convselect_on_event, ctypes.c_void_p)
-    return int(ctypes.pythonapi.PyDict_AddWatcher(on_event))
+    return int(_python().PyDict_AddWatcher(on_event))

@@ -13,19 +13,20 @@ from convselect.runtime.watcher import dictionaries_of
 
 
 class ModelState:
-    """What was there when it was made; all of it is kept alive, so that nothing new has its address.
+    """What was there when it was made. All of it is kept alive as long as the state is, so that nothing new has its
+    address.
 
     Attributes:
         dictionaries: all that the model's modules, their classes and their attributes have, by their id.
     """
 
-    def __init__(self, model: torch.nn.Module, changes: Changes) -> None:
-        self._changes = changes
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._changes = Changes()
         self.dictionaries: Mapping[int, dict[Any, Any]] = {}
         while (found := dictionaries_of(model)).keys() != self.dictionaries.keys():
             self.dictionaries = found
-            changes.watch(found.values())
-            self._count = changes.count()  # before the dictionaries are looked at once more
+            self._changes.watch(found.values())
+            self._count = self._changes.count()  # before the dictionaries are looked at once more
         self._contents = [(each, tuple(dict.keys(each)), tuple(dict.values(each))) for each in found.values()]
         self._modules = list(model.modules())
         rows = [identity_of(module) for module in self._modules]

@@ -141,7 +141,6 @@ class Shortcuts:
 
     def __init__(self, watcher: Watcher, model: torch.nn.Module) -> None:
         self._watcher, self._model = watcher, model
-        self._changes = changes.Changes()
         self._state: ModelState | None = None
         self._known: dict[tuple[Any, ...], Shortcut | int | None] = {}
         """How many tries were wasted where there is no shortcut yet; None for a call that is to have none."""
@@ -160,16 +159,23 @@ class Shortcuts:
         if isinstance(known, Shortcut):
             if known.is_current():
                 return known(leaves)
-            known = known.wasted + 1 if known.calls < self.WORTH else 0
+            known = self._tries(known)
         state = self._state
         if state is None or not state.is_current():
-            self._state = state = ModelState(self._model, self._changes)
+            # What was learnt in another state, and is of no more use, would keep all of that alive.
+            for other, each in [*self._known.items()]:
+                self._known[other] = self._tries(each) if isinstance(each, Shortcut) else each
+            self._state = state = ModelState(self._model)
         with recording() as ran:
             result = guarded(*args, **kwargs)
         if len(self._known) >= self.MOST:
             self._known.clear()
         self._known[key] = self._learn(leaves, ran, result, state, known)
         return result
+
+    def _tries(self, ended: Shortcut) -> int:
+        """How many tries were wasted, now that a change has ended this one."""
+        return ended.wasted + 1 if ended.calls < self.WORTH else 0
 
     def _learn(
         self, leaves: Sequence[torch.Tensor], ran: Sequence[Run], result: Any, state: ModelState, wasted: int
