@@ -67,7 +67,7 @@ LARGE = [
 ]
 """Like those of real networks: full vectors, more steps than stages, several tiles for each multiprocessor."""
 SEVERAL_TILES = ConvProblem(mb=2, ic=72, ih=14, iw=14, oc=40, kh=3, kw=3, ph=1, pw=1)
-PARTS = {"float32": 4, "float16": 6, "bfloat16": 6, "tf32": 6}
+PARTS = {"float32": 6, "float16": 6, "bfloat16": 6, "tf32": 6}
 """Each primitive is run on one in so many of its problems: the interpreter is slow."""
 SLOW = [] if DEVICE.type == "cuda" else [pytest.mark.slow]
 EXACT_FAMILIES = {"igemm", "pointwise", "depthwise", "stem", "im2row", "grouped"}

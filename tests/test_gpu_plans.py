@@ -184,7 +184,7 @@ class Interpreted(Backend):
     [
         ("igemm", True, "eager"),
         pytest.param("winograd", True, "eager", marks=pytest.mark.slow),
-        ("im2row", False, "eager"),
+        pytest.param("im2row", False, "eager", marks=pytest.mark.slow),
         pytest.param("igemm", False, "eager", marks=pytest.mark.slow),
         pytest.param("any", True, "eager", marks=pytest.mark.slow),
         pytest.param("winograd", False, "eager", marks=pytest.mark.slow),

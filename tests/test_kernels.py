@@ -101,7 +101,9 @@ def test_aarch64() -> None:
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "isa", [pytest.param(isa, marks=[] if isa == MACHINE.isa else pytest.mark.slow) for isa in ISAS]
+)
 def test_as_shipped(isa: str, every: bool) -> None:
     """The corners, and all others or a part of them; `test_primitives.py` runs more on the instruction set at hand."""
     others = (RANDOM + REAL)[:: 1 if every else 6]
