@@ -20,7 +20,7 @@ pytestmark = [
 
 BOUNDS = {"default": 2e-5, "strict": 3e-6}
 """rel-L2 at the logits, by accuracy."""
-CASES = {"default": ("alexnet", "mobilenet_v2", "squeezenet1_1"), "strict": ("resnet18",)}
+CASES = {"default": ("alexnet", "mobilenet_v2"), "strict": ("resnet18",)}
 """What is tried by default."""
 
 
