@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import watched
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from watched import Net, X, close, compiled, shortcuts
 
 from convselect.runtime import changes
@@ -86,42 +87,52 @@ def test_other_models_may_be_compiled(guarded: list[int]) -> None:
     assert shortcuts(fast) == [shortcut]
 
 
+class Scaled(nn.Module):
+    """By an attribute and by a global."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 4, 3), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.scale * watched.SCALE
+
+
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["learnt from", "to confirm", "short"])
+@pytest.mark.parametrize("name", ["scale", "SCALE"])
 @torch.inference_mode()
-def test_a_change_while_a_call_runs_is_not_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread's, and back again: what ran belongs to neither state."""
-    model = Net()
-    fast = compiled(model)
-    fast(X)
-    state_of = Shortcuts._learn
+def test_a_change_while_a_call_runs_is_not_learnt(name: str, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's, and back again: what ran is not what would run now."""
+    model = Scaled()
+    owner, fast = (model if name == "scale" else watched), compiled(model)
+    for _ in range(before):
+        fast(X)
+    value, guarded = getattr(owner, name), OptimizedModule.__call__
 
-    def learn(self: Shortcuts, *args: Any) -> Any:
-        def there_and_back() -> None:
-            model.scale = 5.0
-            model.scale = 1.0
+    def meanwhile(self: nn.Module, *args: Any) -> Any:
+        setattr(owner, name, 5.0)
+        result = guarded(self, *args)
+        setattr(owner, name, value)
+        return result
 
-        thread = threading.Thread(target=there_and_back)
-        thread.start()
-        thread.join()
-        return state_of(self, *args)
-
+    want = model(X)
     with monkeypatch.context() as patch:
-        patch.setattr(Shortcuts, "_learn", learn)
-        close(fast(X), model(X))
-    assert not isinstance(shortcuts(fast)[0], Shortcut)
-    close(fast(X), model(X))
-    assert isinstance(shortcuts(fast)[0], Shortcut)
+        patch.setattr(OptimizedModule, "__call__", meanwhile)
+        close(fast(X), want if before == 2 else want * (5.0 / value))
+    for _ in range(4):
+        close(fast(X), want)
 
 
 def test_states() -> None:
     model = Net()
     state = ModelState(model)
     assert state.is_current()
-    assert state.is_untouched()
+    before = state.changes()
     model.scale, scale = 2.0, model.scale
     assert not state.is_current()
     model.scale = scale
-    assert not state.is_untouched()
     assert state.is_current()
+    assert state.changes() != before
     model.added = nn.ReLU()
     assert not state.is_current()
     later = ModelState(model)

@@ -30,7 +30,7 @@ def test_a_repeated_call_is_short(net: Net, guarded: list[int]) -> None:
     fast = compiled(net)
     with torch.inference_mode(False):
         others = [torch.randn_like(X) for _ in range(3)]
-    for _ in range(2):  # compiling changes classes, so that the second call is the first one to learn from
+    for _ in range(2):  # the second confirms what was learnt from the first
         close(fast(X), net(X))
     assert len(guarded) == 2
     for other in others:
@@ -79,7 +79,7 @@ def test_what_pays_is_learnt_again(net: Net) -> None:
     fast = compiled(net)
     for i in range(2 * Shortcuts.PATIENCE):
         net.unread = i
-        for _ in range(Shortcuts.WORTH + 1):
+        for _ in range(2 + Shortcuts.WORTH):  # it is learnt and confirmed by the first two
             fast(X)
     assert isinstance(shortcuts(fast)[0], Shortcut)
 

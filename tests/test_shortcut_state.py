@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 from watched import Net, X, close, compiled
 
 import convselect
-from convselect.runtime import changes
 from convselect.runtime.compiled import recording, run_graphs
 
 
@@ -187,7 +186,7 @@ def test_what_another_thread_runs_is_not_recorded(net: Net) -> None:
 
 @pytest.mark.parametrize("short", [True, False])
 def test_a_model_goes_with_what_was_made_of_it(short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "missing", lambda: None if short else "asked for")
+    monkeypatch.setattr(convselect.runtime.shortcut, "missing", lambda: None if short else "asked for")
     model = Net()
     fast = compiled(model)
     with torch.inference_mode():

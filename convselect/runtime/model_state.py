@@ -32,15 +32,15 @@ class ModelState:
         rows = [identity_of(module) for module in self._modules]
         self._identities = None if None in rows else torch.tensor([row for some in rows for row in some or ()])
 
-    def is_untouched(self) -> bool:
-        """Whether nothing has changed, not even for a time."""
-        return self._changes.count() == self._count and self._has_identities()
+    def changes(self) -> int:
+        """A number that is another after each change of a dictionary."""
+        return self._changes.count()
 
     def is_current(self) -> bool:
         """Whether all is as it was. Compiling any model changes `torch.nn.Module`, and changes it back."""
         if not self._has_identities():
             return False
-        count = self._changes.count()
+        count = self.changes()
         if count != self._count:
             if not all(map(_holds, *zip(*self._contents, strict=True))):
                 return False

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 import convselect.kernels  # noqa: F401  (loads the operators)
 from convselect.errors import UnconvertedError
-from convselect.runtime import changes
+from convselect.runtime.changes import missing
 from convselect.runtime.compiled import Run, recording
 from convselect.runtime.model_state import ModelState
 from convselect.runtime.watcher import PLAIN, UNSEEN, Reader, Watcher
@@ -30,7 +30,12 @@ _ORDINARY = DynamoStance()
 
 
 class Shortcut:
-    """One remembered call: its graph, and where the call's arguments go and its results come from."""
+    """One remembered call: its graph, and where the call's arguments go and its results come from.
+
+    Attributes:
+        confirmed: whether a later call through Dynamo ran that graph with nothing changed before, after or meanwhile.
+            Until then another thread's change may have been overlooked: what guards read is known after the call only.
+    """
 
     def __init__(
         self, run: Run, leaves: Sequence[torch.Tensor], result: Any, state: ModelState, reader: Reader
@@ -53,7 +58,18 @@ class Shortcut:
         self._results = [results[id(value)] for value in made]
         self._global = GlobalStateGuard()
         self._autocast = torch._C._is_any_autocast_enabled()
-        self.calls, self.wasted = 0, 0
+        self.calls, self.wasted, self.confirmed = 0, 0, False
+
+    def changes(self) -> int:
+        return self._state.changes()
+
+    def confirm(self, ran: Sequence[Run], changes: int) -> bool:
+        """Whether it is, after a call through Dynamo that `ran` these graphs, before which it was current, and there
+        had been so many changes.
+        """
+        same = len(ran) == 1 and ran[0].graph.run == self._run
+        self.confirmed = same and self.changes() == changes and self.is_current()
+        return self.confirmed
 
     def is_current(self) -> bool:
         return (
@@ -134,16 +150,16 @@ class Shortcuts:
     """The remembered calls of one compiled model."""
 
     MOST = 64
-    WORTH, PATIENCE = 32, 4
+    WORTH, PATIENCE = 32, 3
     """A shortcut that a change ends before so many calls was wasted: learning takes what about as many of them save.
-    So was learning from a call that changes the model, as compiling does. After so many wasted in a row none is made.
+    After so many wasted in a row none is made.
     """
 
     def __init__(self, watcher: Watcher, model: torch.nn.Module) -> None:
         self._watcher, self._model = watcher, model
         self._state: ModelState | None = None
         self._known: dict[tuple[Any, ...], Shortcut | int | None] = {}
-        """How many tries were wasted where there is no shortcut yet; None for a call that is to have none."""
+        """How many were wasted where there is none at present; None for a call that is to have none."""
 
     def call(self, guarded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`guarded(*args, **kwargs)`, the call through Dynamo, or the graph that it ran the last time."""
@@ -156,36 +172,31 @@ class Shortcuts:
         known = self._known.get(key, 0)
         if known is None:
             return guarded(*args, **kwargs)
-        if isinstance(known, Shortcut):
-            if known.is_current():
-                return known(leaves)
-            known = self._tries(known)
-        state = self._state
-        if state is None or not state.is_current():
-            # What was learnt in another state, and is of no more use, would keep all of that alive.
-            for other, each in [*self._known.items()]:
-                self._known[other] = self._tries(each) if isinstance(each, Shortcut) else each
-            self._state = state = ModelState(self._model)
+        shortcut = known if isinstance(known, Shortcut) else None
+        current = shortcut is not None and shortcut.is_current()
+        if shortcut is not None and current and shortcut.confirmed:
+            return shortcut(leaves)
+        changes = shortcut.changes() if shortcut is not None else 0
         with recording() as ran:
             result = guarded(*args, **kwargs)
-        if len(self._known) >= self.MOST:
-            self._known.clear()
-        self._known[key] = self._learn(leaves, ran, result, state, known)
+        if shortcut is None or not current or not shortcut.confirm(ran, changes):
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[key] = self._learn(leaves, ran, result, self._wasted(known))
         return result
 
-    def _tries(self, ended: Shortcut) -> int:
-        """How many tries were wasted, now that a change has ended this one."""
-        return ended.wasted + 1 if ended.calls < self.WORTH else 0
+    def _wasted(self, known: Shortcut | int) -> int:
+        """How many shortcuts were, a present one among them, which a change has ended."""
+        if not isinstance(known, Shortcut):
+            return known
+        return known.wasted + 1 if known.calls < self.WORTH else 0
 
-    def _learn(
-        self, leaves: Sequence[torch.Tensor], ran: Sequence[Run], result: Any, state: ModelState, wasted: int
-    ) -> Shortcut | int | None:
-        """What is known of such a call, after one that began in `state`."""
-        if len(ran) != 1 or wasted >= self.PATIENCE:
-            return None
-        if not state.is_untouched():  # the graph that ran may be another than Dynamo would choose now
-            return wasted + 1
-        reader = self._watcher.read_by(ran[0].graph, state.dictionaries)
+    def _learn(self, leaves: Sequence[torch.Tensor], ran: Sequence[Run], result: Any, wasted: int) -> Shortcut | None:
+        """What is known of such a call after one that went through Dynamo."""
+        reader = None
+        if len(ran) == 1 and wasted < self.PATIENCE:
+            state = self._present_state()
+            reader = self._watcher.read_by(ran[0].graph, state.dictionaries)
         if reader is None:
             return None
         try:
@@ -194,6 +205,14 @@ class Shortcuts:
             return None
         shortcut.wasted = wasted
         return shortcut
+
+    def _present_state(self) -> ModelState:
+        if self._state is None or not self._state.is_current():
+            # What was learnt in another state, and is of no more use, would keep all of that alive.
+            for key, known in [*self._known.items()]:
+                self._known[key] = self._wasted(known) if isinstance(known, Shortcut) else known
+            self._state = ModelState(self._model)
+        return self._state
 
 
 class CompiledModule(OptimizedModule):
@@ -230,6 +249,6 @@ def as_compiled(
         compiled.__class__ = CompiledModule
         compiled.__dict__["_again"] = again
         compiled.__dict__["_watcher"] = watcher  # which nothing else keeps alive
-        if changes.missing() is None:
+        if missing() is None:
             compiled.__dict__["_shortcuts"] = Shortcuts(watcher, model)
     return compiled
