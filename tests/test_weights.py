@@ -164,6 +164,17 @@ def test_a_part_that_changed_around_autograd_is_seen_within_sixteen_calls(
         torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-4)
 
 
+def test_no_line_of_a_weight_is_read_twice_for_one_check() -> None:
+    """Of those made under inference mode all are read at each call, of others a sixteenth."""
+    with torch.inference_mode():
+        unversioned = torch.randn(300, 300)
+    nbytes = unversioned.nbytes
+    tables = weights._State([unversioned, torch.randn(300, 300)], lambda: ())._data
+    *turns, every = [table[:, 1].sum().item() for table in tables]
+    assert every == nbytes
+    assert turns == [weights._LINE] * weights._TURNS
+
+
 def test_weights_made_under_inference_mode() -> None:
     torch._dynamo.reset()
     with torch.inference_mode():

@@ -104,8 +104,11 @@ class _State:
         self._answers = list(map(_ask, self._asked))
         rows = [row for known in metadata if known is not None for row in known]
         self._metadata = torch.tensor(rows, dtype=torch.int64, device=_CPU).reshape(-1, 2)
-        lines = [_lines(tensor) for tensor in statics if tensor.device.type == "cpu"]
-        self._data = [_table(parts[i % len(parts)] for parts in lines if parts) for i in range(_TURNS)]
+        on_host = [tensor for tensor in statics if tensor.device.type == "cpu"]
+        whole = [_lines(tensor) for tensor in on_host if tensor.is_inference()]
+        lines = [some for tensor in on_host if not tensor.is_inference() and len(some := _lines(tensor))]
+        self._data = [_table(some[i % len(some) :: _TURNS] for some in lines) for i in range(_TURNS)]
+        self._data += [_table(whole)] if whole else []  # which every call looks at
         self._turn, self._whole_at = 0, time.perf_counter()
         self._fingerprint = torch.ops.convselect.fingerprint(self._metadata)
         self._fingerprints = list(map(torch.ops.convselect.fingerprint, self._data))
@@ -134,7 +137,7 @@ class _State:
     def _has_data(self) -> bool:
         now, turn = time.perf_counter(), self._turn
         whole = now - self._whole_at >= _WHOLE_S
-        for i in range(_TURNS) if whole else (turn,):
+        for i in (*(range(_TURNS) if whole else (turn,)), *range(_TURNS, len(self._data))):
             if torch.ops.convselect.fingerprint(self._data[i]) != self._fingerprints[i]:
                 return False  # and again, if asked again
         if whole:
@@ -168,17 +171,14 @@ _LINE, _SMALL, _TURNS = 64, 8 * 1024, 16
 _WHOLE_S = 0.1
 
 
-def _lines(tensor: torch.Tensor) -> list[Array]:
-    """The (address, bytes) of the lines of its data that are looked at, int64 [n, 2], in turn; empty for no data."""
+def _lines(tensor: torch.Tensor) -> Array:
+    """The (address, bytes) of the lines of its data that are looked at, int64 [n, 2]."""
     nbytes = _storage_bytes(tensor)
     if tensor.is_inference() or nbytes <= _SMALL:
         starts = np.arange(0, nbytes, _LINE)
     else:
         starts = np.arange(_TURNS) * (nbytes - _LINE) // (_TURNS - 1)
-    rows = np.stack([tensor.data_ptr() + starts, np.minimum(nbytes - starts, _LINE)], axis=1)
-    if tensor.is_inference():
-        return [rows]
-    return [rows[i::_TURNS] for i in range(min(len(rows), _TURNS))]
+    return np.stack([tensor.data_ptr() + starts, np.minimum(nbytes - starts, _LINE)], axis=1)
 
 
 def _table(rows: Iterable[Array]) -> torch.Tensor:
