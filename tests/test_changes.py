@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_change_counts(python: Path, folder: Path) -> None:
     """Or nothing is watched: where the interpreter does not tell, or is not asked."""
     done = subprocess.run([python, SCRIPT, folder], capture_output=True, text=True, check=False)
-    if "SyntaxError" in done.stderr or "not found" in done.stderr:
+    if done.returncode == 127:  # a name of pyenv's for a version that is not in use
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
