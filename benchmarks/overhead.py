@@ -58,9 +58,8 @@ def main(networks: tuple[str, ...], threads: int, rounds: int) -> None:
         results = graph.body(packed, *rest)
         graph.body = lambda packed, *rest: results  # noqa: B023
         empty = 1e3 * min(timed(calls[0]) for _ in range(10 * rounds))
-        click.echo(
-            f"{name:16s} {whole:6.2f}  {program:7.2f}  {beside:6.3f}  {beside / whole:6.1%}  {weights:6.3f}  {empty:9.0f}"
-        )
+        row = f"{name:16s} {whole:6.2f}  {program:7.2f}  {beside:6.3f}  {beside / whole:6.1%}  {weights:6.3f}"
+        click.echo(f"{row}  {empty:9.0f}")
 
 
 if __name__ == "__main__":
